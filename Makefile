@@ -1,0 +1,52 @@
+# make setup | demo | test | test-fast | check | clean
+#
+# PYTHON picks the interpreter (3.11 or newer), ARGS is handed to pytest: make test ARGS="-k patch -x"
+
+PYTHON ?= python3
+ARGS   ?=
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# -qq hides chatter and warnings about package indexes; errors still show.
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: setup demo test test-fast check clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+# The stamp is touched last: an interrupted set-up is taken up again, a finished one is not repeated until the
+# dependencies change. The package is installed in place, so edits to the code need no set-up.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "subspace-probe needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "[1/3] creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@# PyTorch comes first and alone: a CPU build that pip can already see then satisfies every later requirement,
+	@# and nobody downloads gigabytes of CUDA libraries by way of a dependency.
+	@echo "[2/3] installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@echo "[3/3] installing subspace-probe and its dependencies (a few minutes, once)"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/subspace-probe demo --out demo-report
+	@echo "report: $(CURDIR)/demo-report/report.html"
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(STAMP)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# Leaves $(VENV) alone: it takes minutes to make. Remove it by hand to start from nothing.
+clean:
+	@rm -rf demo-report build dist .pytest_cache .ruff_cache .hypothesis
+	@find subspace_probe tests -name __pycache__ -type d -prune -exec rm -rf {} +
