@@ -1,0 +1,173 @@
+"""Activations with their labels: what finders are fitted on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ShapeError, SiteError
+from subspace_probe.core.sites import Site
+from subspace_probe.core.tokens import Where
+
+
+class Rows(Protocol):
+    """Rows of activations, in memory or on disk."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+    @property
+    def n(self) -> int: ...
+    def width(self, site: Site) -> int: ...
+    def read(self, site: Site, start: int, stop: int) -> Float[Tensor, "rows width"]: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class MemoryRows:
+    """Rows held in memory, one tensor [n, width] per site."""
+
+    tensors: Mapping[Site, Tensor]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What was captured, in forward order."""
+        return tuple(self.tensors)
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return next(iter(self.tensors.values())).shape[0]
+
+    def width(self, site: Site) -> int:
+        """Width of a site."""
+        return self.tensors[site].shape[1]
+
+    def read(self, site: Site, start: int, stop: int) -> Float[Tensor, "rows width"]:
+        """Some rows of a site."""
+        return self.tensors[site][start:stop]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Activations of n tokens at some sites, with the labels of the prompts they came from.
+
+    Attributes:
+        rows: the activations.
+        contrast: the prompts.
+        prompt: which prompt each row is from, shape [n]. With a one-token `where`, row i is prompt i.
+        position: absolute position of each row's token, shape [n].
+        where: which tokens were asked for.
+        notes: model, fingerprint, dtype, template; plain JSON values.
+    """
+
+    rows: Rows
+    contrast: Contrast
+    prompt: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    where: Where
+    notes: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """1 positive, 0 negative, shape [n]."""
+        return torch.tensor(self.contrast.labels)[self.prompt]
+
+    @property
+    def pairs(self) -> Int[Tensor, " n"]:
+        """Minimal pair of each row, shape [n]."""
+        return torch.tensor(self.contrast.pairs)[self.prompt]
+
+    @property
+    def groups(self) -> Int[Tensor, " n"]:
+        """Group of each row, shape [n]; intervals go by it."""
+        return torch.tensor(self.contrast.groups)[self.prompt]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What was captured."""
+        return self.rows.sites
+
+    def factor(self, name: str) -> Int[Tensor, " n"]:
+        """A further label by name, shape [n]."""
+        return torch.tensor(self.contrast.factors[name])[self.prompt]
+
+    def at(self, site: Site) -> Float[Tensor, "n d_model"]:
+        """All rows of one site, shape [n, width]."""
+        return self.rows.read(self._require(site), 0, self.rows.n)
+
+    def batches(
+        self, site: Site, size: int = 4096
+    ) -> Iterator[tuple[Float[Tensor, "b d_model"], Int[Tensor, " b"]]]:
+        """Rows and labels of one site, a block at a time.
+
+        Raises:
+            ShapeError: non-finite activations, with the rows.
+        """
+        labels = self.labels
+        self._require(site)
+        for start in range(0, self.rows.n, size):
+            block = self.rows.read(site, start, min(start + size, self.rows.n))
+            bad = (~block.isfinite().all(dim=1)).nonzero().flatten()
+            if bad.numel():
+                shown = ", ".join(str(start + int(row)) for row in bad[:10])
+                raise ShapeError(
+                    f"Activations at {site.short} are not finite in {bad.numel()} rows ({shown}). "
+                    "Load the model in bfloat16 or float32 if it was float16, or leave these prompts out."
+                )
+            yield block, labels[start : start + size]
+
+    def take(self, keep: Int[Tensor, " k"]) -> Self:
+        """Some rows, in memory, with their prompts."""
+        prompts = sorted({int(p) for p in self.prompt[keep]})
+        renumber = {old: new for new, old in enumerate(prompts)}
+        return replace(
+            self,
+            rows=MemoryRows({site: self.at(site)[keep] for site in self.sites}),
+            contrast=self.contrast.take(prompts),
+            prompt=torch.tensor([renumber[int(p)] for p in self.prompt[keep]], dtype=torch.long),
+            position=self.position[keep],
+        )
+
+    def relabel(self, factor: str) -> Self:
+        """The same rows with a factor as the label."""
+        return replace(self, contrast=self.contrast.relabel(factor))
+
+    def with_labels(self, labels: tuple[int, ...]) -> Self:
+        """The same rows under other labels of their prompts; for permutation nulls."""
+        return replace(self, contrast=replace(self.contrast, labels=labels))
+
+    def where_prompts(self, keep: Contrast) -> Self:
+        """The rows whose prompts are in `keep`, a selection of this one's prompts."""
+        wanted = {id(prompt) for prompt in keep.prompts}
+        rows = [i for i, p in enumerate(self.prompt.tolist()) if id(self.contrast.prompts[p]) in wanted]
+        return self.take(torch.tensor(rows, dtype=torch.long))
+
+    def select(self, label: int | None = None, **factors: int) -> Self:
+        """The rows with the given label and factors."""
+        keep = np.ones(self.rows.n, dtype=bool)
+        if label is not None:
+            keep &= self.labels.numpy() == label
+        for name, value in factors.items():
+            keep &= self.factor(name).numpy() == value
+        return self.take(torch.from_numpy(keep.nonzero()[0]))
+
+    def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
+        """Two parts that share no pair and no group."""
+        first, second = self.contrast.split(fraction, seed=seed)
+        return self.where_prompts(first), self.where_prompts(second)
+
+    def _require(self, site: Site) -> Site:
+        if site not in self.rows.sites:
+            captured = ", ".join(s.short for s in self.rows.sites)
+            raise SiteError(f"{site.short} was asked for, but these activations hold {captured}. Capture it first.")
+        return site
+
+    def __repr__(self) -> str:
+        sites = ", ".join(site.short for site in self.sites)
+        return f"Activations({self.rows.n} rows at {self.where} of {self.contrast.name!r}: {sites})"

@@ -1,0 +1,55 @@
+"""What a model is shown: an instruction or a whole chat, and what one expects of it."""
+
+from dataclasses import dataclass
+from typing import TypedDict, final
+
+from subspace_probe.core.errors import DataError
+
+
+class Message(TypedDict):
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@final
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is shown, and what one expects of it.
+
+    Args:
+        text: an instruction, put into one user turn where the model has a chat template, and shown as it is where
+            it has none.
+        messages: a whole chat instead: system prompt, several turns, the last one the user's.
+        raw: show `text` as it is even to a chat model. For plain text and base-model prompts.
+        instruction: the part of the last user message that *is* the instruction: `T_INST` is its last token.
+            Give it where a question or a wrapper follows; default is the whole message.
+        answer: the text that the positive behaviour would continue with; only its first token is scored.
+        foil: the text it is scored against.
+    """
+
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    raw: bool = False
+    instruction: str | None = None
+    answer: str | None = None
+    foil: str | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.text) == bool(self.messages):
+            given = "both text and messages" if self.text else "neither text nor messages"
+            raise DataError(f"A prompt has {given}. Give exactly one of them, and not empty.")
+        if self.messages and self.messages[-1]["role"] != "user":
+            role = self.messages[-1]["role"]
+            raise DataError(f"The last message of a prompt is from {role!r}. It must be from 'user'.")
+        source = self.messages[-1]["content"] if self.messages else self.text
+        if not source.strip():
+            raise DataError("A prompt is empty or only white space.")
+        if self.instruction is not None and (not self.instruction.strip() or self.instruction not in source):
+            raise DataError(f"The instruction {self.instruction!r} is not part of the last user message {source!r}.")
+
+    @property
+    def shown(self) -> str:
+        """The last user turn, for tables."""
+        return self.messages[-1]["content"] if self.messages else self.text

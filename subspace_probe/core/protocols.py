@@ -1,0 +1,191 @@
+"""What the floors above implement. Protocols only; nothing here runs."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, Self, final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.edits import NO_EDITS, EditMap
+from subspace_probe.core.findings import Finding
+from subspace_probe.core.prompts import Prompt
+from subspace_probe.core.sites import Site, Stream
+from subspace_probe.core.subspaces import Subspace
+from subspace_probe.core.tokens import TokenBatch, Where
+
+
+@final
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is, in the package's own words.
+
+    Attributes:
+        name: what the user loaded.
+        family: the Hugging Face class.
+        unsupported: streams the family does not have, with the reason.
+        encoder: True for models without generation or instruction positions.
+        fingerprint: hash of all weights, tokenizer and chat template.
+    """
+
+    name: str
+    family: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_vocab: int
+    context: int
+    unsupported: Mapping[Stream, str] = field(default_factory=dict[Stream, str])
+    encoder: bool = False
+    fingerprint: str = ""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one pass gave.
+
+    Attributes:
+        logits: shape [batch, kept, d_vocab]; None where the pass was stopped before.
+        reads: each site asked for, shape [batch, pos, width]; after its edit, if it was edited.
+    """
+
+    logits: Float[Tensor, "batch kept d_vocab"] | None
+    reads: Mapping[Site, Tensor]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The state in front of one block, from which passes can be continued as often as needed.
+
+    Attributes:
+        hidden: resid_pre of block `layer`, shape [batch, pos, d_model].
+        calls: what each later block was called with besides its input; the backend's own.
+    """
+
+    batch: TokenBatch
+    layer: int
+    hidden: Float[Tensor, "batch pos d_model"]
+    calls: Mapping[int, tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One step of a generation.
+
+    Attributes:
+        tokens: the token each row has just produced, shape [batch].
+        reads: sites read in that very pass, at its tokens.
+    """
+
+    index: int
+    tokens: Int[Tensor, " batch"]
+    reads: Mapping[Site, Tensor]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was generated.
+
+    Attributes:
+        ids: generated tokens, shape [batch, new]; rows that ended early are padded.
+        lengths: number of tokens each row produced, the end token included, shape [batch].
+    """
+
+    ids: Int[Tensor, "batch new"]
+    lengths: Int[Tensor, " batch"]
+
+
+class Model(Protocol):
+    """A backend: one forward pass with some sites read and some edited."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    def width(self, site: Site) -> int: ...
+
+    def run(
+        self,
+        batch: TokenBatch,
+        *,
+        reads: Collection[Site] = (),
+        writes: EditMap = NO_EDITS,
+        grad: bool = False,
+        stop_after: Site | None = None,
+        logits_to_keep: int = 0,
+        prefix: Prefix | None = None,
+    ) -> Run: ...
+
+    def prefix(self, batch: TokenBatch, layer: int) -> Prefix: ...
+
+    def generate(
+        self,
+        batch: TokenBatch,
+        *,
+        reads: Collection[Site] = (),
+        writes: EditMap = NO_EDITS,
+        max_new_tokens: int,
+        use_cache: bool = True,
+        on_step: Callable[[Step], Sequence[bool]] | None = None,
+    ) -> Generation: ...
+
+    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]: ...
+
+
+class Intervention(Protocol):
+    """A set of edits and the claim they test."""
+
+    @property
+    def subspace(self) -> Subspace: ...
+    @property
+    def where(self) -> Where: ...
+    def sites(self, n_layers: int) -> tuple[Site, ...]: ...
+    def edits(self, n_layers: int) -> EditMap: ...
+    def with_subspace(self, subspace: Subspace) -> Self: ...
+
+
+class Finder(Protocol):
+    """From activations to a subspace. Frozen settings; `fit` returns the result."""
+
+    name: ClassVar[str]
+
+    def fit(self, acts: Activations, site: Site) -> Subspace: ...
+
+
+class Metric(Protocol):
+    """Behaviour to one number a prompt."""
+
+    def __call__(
+        self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, " n"]: ...
+
+
+class Check(Protocol):
+    """Is it real? One question, answered with findings."""
+
+    name: ClassVar[str]
+    question: ClassVar[str]
+
+    def applies(self, intervention: Intervention, spec: ModelSpec) -> bool: ...
+
+
+__all__ = [
+    "Check",
+    "Contrast",
+    "Finder",
+    "Finding",
+    "Generation",
+    "Intervention",
+    "Metric",
+    "Model",
+    "ModelSpec",
+    "Prefix",
+    "Run",
+    "Step",
+]

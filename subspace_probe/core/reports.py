@@ -1,0 +1,234 @@
+"""Reports: findings, tables and where they came from. JSON in and out; pictures are drawn from them elsewhere."""
+
+import html
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self, final
+
+from subspace_probe.core.errors import StoreError, unknown
+from subspace_probe.core.files import atomic
+from subspace_probe.core.findings import Expectation, Finding, Interval
+
+FORMAT = "subspace-probe/report/1"
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """Named columns of equal length: the data behind a figure.
+
+    Attributes:
+        columns: names, in order.
+        rows: one tuple a row; plain JSON values.
+        about: one sentence: what a row is.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    about: str = ""
+
+    @classmethod
+    def of(cls, records: Sequence[Mapping[str, Any]], about: str = "") -> Self:
+        """A table from records that share their keys."""
+        columns = tuple(records[0]) if records else ()
+        return cls(columns, tuple(tuple(record[name] for name in columns) for record in records), about)
+
+    def column(self, name: str) -> list[Any]:
+        """One column.
+
+        Raises:
+            UnknownName: no such column.
+        """
+        if name not in self.columns:
+            raise unknown("column", name, self.columns)
+        index = self.columns.index(name)
+        return [row[index] for row in self.rows]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def where(self, **values: Any) -> Self:
+        """The rows whose columns have the given values."""
+        kept = [record for record in self.records() if all(record[name] == value for name, value in values.items())]
+        return replace(self, rows=tuple(tuple(record.values()) for record in kept))
+
+
+@final
+@dataclass(frozen=True)
+class Provenance:
+    """Where a report came from: enough to run it again.
+
+    Attributes:
+        config: every setting, given and defaulted.
+        given: the names of those that the user gave.
+    """
+
+    model: str = ""
+    fingerprint: str = ""
+    data: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    given: tuple[str, ...] = ()
+    seed: int = 0
+    seconds: float = 0.0
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def now(cls, **fields: Any) -> Self:
+        """Provenance stamped with the time and the versions of what computed it."""
+        versions = {"python": platform.python_version()}
+        for package in ("subspace-probe", "torch", "transformers", "numpy", "scikit-learn"):
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:  # run from a source tree or an unpacked wheel
+                versions[package] = "not installed"
+        return cls(created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions, **fields)
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """What a study found.
+
+    `report.finding("cosine.same_position")` looks one up; `report + findings` extends it.
+    """
+
+    study: str
+    findings: tuple[Finding, ...] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict[str, Table])
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def finding(self, name: str) -> Finding:
+        """One finding by name.
+
+        Raises:
+            UnknownName: no such finding.
+        """
+        for finding in self.findings:
+            if finding.name == name:
+                return finding
+        raise unknown("finding", name, [finding.name for finding in self.findings])
+
+    def failures(self) -> tuple[Finding, ...]:
+        """Findings that are not where the study expects them."""
+        return tuple(finding for finding in self.findings if not finding.met)
+
+    def __add__(self, other: "Report | Iterable[Finding]") -> Self:
+        if isinstance(other, Report):
+            return replace(self, findings=self.findings + other.findings, tables={**self.tables, **other.tables})
+        return replace(self, findings=self.findings + tuple(other))
+
+    def to_json(self) -> str:
+        """Strict JSON; a NaN becomes null."""
+        body = {
+            "format": FORMAT,
+            "study": self.study,
+            "findings": [asdict(finding) | {"met": finding.met} for finding in self.findings],
+            "tables": {name: asdict(table) for name, table in self.tables.items()},
+            "provenance": asdict(self.provenance),
+        }
+        return json.dumps(_without_nan(body), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            StoreError: not a report.
+        """
+        try:
+            body = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise StoreError(f"Not a report: the text is not JSON ({error}).") from None
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise StoreError(f"Not a report of this package: expected format {FORMAT!r}.")
+        tables = {
+            name: Table(tuple(t["columns"]), tuple(tuple(row) for row in t["rows"]), t["about"])
+            for name, t in body["tables"].items()
+        }
+        provenance = Provenance(**{**body["provenance"], "given": tuple(body["provenance"]["given"])})
+        return cls(body["study"], tuple(_finding(f) for f in body["findings"]), tables, provenance)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the JSON; whole or not at all.
+
+        Raises:
+            StoreError: the place cannot be written.
+        """
+        with atomic(Path(path)) as partial:
+            partial.write_text(self.to_json(), encoding="utf-8")
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a report's JSON file.
+
+        Raises:
+            StoreError: no such file, or not a report.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(f"No report at {str(path)!r}.") from None
+
+    def _repr_html_(self) -> str:
+        def cell(value: object) -> str:
+            return f"<td>{html.escape(str(value))}</td>"
+
+        head = "".join(f"<th>{name}</th>" for name in ("finding", "estimate", "95 % interval", "null", "n", "verdict"))
+        rows = "".join(
+            "<tr>" + "".join(map(cell, (f.name, number(f.estimate), span(f.interval), span(f.null), f.n, f.verdict))) + "</tr>"
+            for f in self.findings
+        )
+        title = f"<b>{html.escape(self.study)}</b> on {html.escape(self.provenance.model)}"
+        return f"{title}<table><tr>{head}</tr>{rows}</table>"
+
+    def __repr__(self) -> str:
+        lines = [f"Report {self.study} on {self.provenance.model}"]
+        lines += [
+            f"  {f.name:<32} {number(f.estimate):>8} {span(f.interval):>18}  null {span(f.null):>18}  n={f.n:<5} {f.verdict}"
+            for f in self.findings
+        ]
+        return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """A number as reports print it: three significant places."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def span(interval: Interval | None) -> str:
+    """An interval as reports print it."""
+    return "" if interval is None else f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def _finding(body: dict[str, Any]) -> Finding:
+    def nan(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    def interval(value: dict[str, Any] | None) -> Interval | None:
+        return None if value is None else Interval(nan(value["low"]), nan(value["high"]), value["level"], value["of"])
+
+    expected = None if body["expected"] is None else Expectation(**body["expected"])
+    fields = {k: v for k, v in body.items() if k != "met"}
+    fields |= {"interval": interval(body["interval"]), "null": interval(body["null"]), "expected": expected}
+    return Finding(**{**fields, "estimate": nan(body["estimate"])})
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
