@@ -1,7 +1,7 @@
 """What the floors above implement. Protocols only; nothing here runs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self, final
 
 from jaxtyping import Float, Int
@@ -27,7 +27,6 @@ class ModelSpec:
         family: the Hugging Face class.
         unsupported: streams the family does not have, with the reason.
         encoder: True for models without generation or instruction positions.
-        fingerprint: hash of all weights, tokenizer and chat template.
     """
 
     name: str
@@ -40,7 +39,6 @@ class ModelSpec:
     context: int
     unsupported: Mapping[Stream, str] = field(default_factory=dict[Stream, str])
     encoder: bool = False
-    fingerprint: str = ""
 
 
 @final
@@ -71,6 +69,23 @@ class Prefix:
     layer: int
     hidden: Float[Tensor, "batch pos d_model"]
     calls: Mapping[int, tuple[tuple[Any, ...], Mapping[str, Any]]]
+
+    def repeat(self, times: int) -> Self:
+        """The state stacked `times` times on the batch axis, to run several conditions in one pass."""
+
+        def stack(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                whole = value.ndim > 0 and value.shape[0] == self.batch.size
+                return value.repeat(times, *[1] * (value.ndim - 1)) if whole else value
+            if isinstance(value, tuple):
+                return tuple(stack(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+            return value
+
+        calls = {
+            layer: (tuple(map(stack, args)), {name: stack(value) for name, value in kwargs.items()})
+            for layer, (args, kwargs) in self.calls.items()
+        }
+        return replace(self, batch=self.batch.repeat(times), hidden=stack(self.hidden), calls=calls)
 
 
 @final

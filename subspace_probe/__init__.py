@@ -1,0 +1,105 @@
+"""Find directions and subspaces in language-model activations, intervene on them, and check that they are real.
+
+>>> import subspace_probe as sp
+>>> model = sp.load_model("organism:chat")
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.models.hooked import HookedModel
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Site": "core.sites",
+    "resid_pre": "core.sites",
+    "resid_post": "core.sites",
+    "Where": "core.tokens",
+    "ALL": "core.tokens",
+    "PROMPT": "core.tokens",
+    "GENERATED": "core.tokens",
+    "INSTRUCTION": "core.tokens",
+    "T_INST": "core.tokens",
+    "T_POST_INST": "core.tokens",
+    "LAST": "core.tokens",
+    "at": "core.tokens",
+    "span": "core.tokens",
+    "Prompt": "core.prompts",
+    "Contrast": "core.contrasts",
+    "Activations": "core.activations",
+    "Subspace": "core.subspaces",
+    "Finding": "core.findings",
+    "Report": "core.reports",
+    "HookedModel": "models.hooked",
+    "MeanDifference": "finders.mean_difference",
+    "Steer": "interventions.steer",
+    "Ablate": "interventions.ablate",
+    "measure": "diagnostics.measuring",
+    "audit": "diagnostics.auditing",
+}
+_MODULES = ("figures", "linalg", "organisms", "studies")
+
+__all__ = ["__version__", "load_contrast", "load_model", *_NAMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    """Names load on first use, so that the import costs nothing."""
+    if name in _NAMES:
+        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_model(model: Any, **kwargs: Any) -> "HookedModel":
+    """Load a model: `"organism:chat"`, a local directory, a hub id, or a loaded Hugging Face model with its tokenizer.
+
+    Args:
+        model: what to load. Organisms are tiny models bundled with this package whose true answers are known.
+        kwargs: see `subspace_probe.models.load_model`: `backend`, `tokenizer`, `dtype`, `device`, `template_kwargs`,
+            `words`, and whatever `from_pretrained` takes.
+
+    Raises:
+        UnknownName: no such organism or backend.
+        StoreError: no such directory or hub model.
+        BackendError: a family that is not supported.
+    """
+    from subspace_probe.models import load_model as load
+
+    if isinstance(model, str) and model.startswith("organism:"):
+        from subspace_probe.organisms import organism_path
+
+        loaded = load(organism_path(model.removeprefix("organism:")), **kwargs)
+        return loaded.named(model)
+    return load(model, **kwargs)
+
+
+def load_contrast(name: str | Path, **kwargs: Any) -> "Contrast":
+    """Load prompts with labels.
+
+    Args:
+        name: `"organism:chat/requests"`, a `.jsonl` or `.csv` file with `prompt` (or `messages`), `label` and an
+            optional `pair`, or a Hugging Face dataset by name or local path.
+        kwargs: `split`, `n` and `seed` for organisms; `columns` for files; also `split` for datasets.
+
+    Raises:
+        UnknownName: no such contrast.
+        StoreError: no such file or dataset.
+        DataError: malformed rows, each with its line.
+    """
+    text = str(name)
+    if text.startswith("organism:"):
+        from subspace_probe.organisms import organism_contrast
+
+        return organism_contrast(text.removeprefix("organism:"), **kwargs)
+    from subspace_probe.data import load_contrast as load
+
+    return load(text, **kwargs)

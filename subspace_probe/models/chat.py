@@ -1,0 +1,152 @@
+"""From prompts to tokens, and where the instruction ends.
+
+Positions come from the character offsets of the full rendered prompt, never from counting the tokens of a suffix
+tokenised alone, which differ in context. Left padded; mask and position ids are always ours.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from subspace_probe.core.errors import BackendError, ConfigError, DataError, PositionError
+from subspace_probe.core.prompts import Message, Prompt
+from subspace_probe.core.tokens import TokenBatch
+
+_SENTINEL = "subspaceprobesentinel"
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer carries a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    template_kwargs: Mapping[str, Any] | None = None,
+    context: int | None = None,
+) -> TokenBatch:
+    """Render, tokenise and left-pad prompts, and find each instruction.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer. It is only read.
+        prompts: what to show.
+        template_kwargs: options of the chat template, such as `enable_thinking=False`.
+        context: longest prompt the model takes, in tokens.
+
+    Raises:
+        BackendError: a tokenizer without character offsets.
+        ConfigError: messages for a model without a chat template.
+        DataError: no prompts, or prompts longer than the context.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        name = type(tokenizer).__name__
+        raise BackendError(
+            f"{name} gives no character offsets, which positions are found by. Load the fast tokenizer (use_fast=True)."
+        )
+    if not prompts:
+        raise DataError("No prompts were given. Give at least one.")
+    texts: list[str] = []
+    spans: list[tuple[int, int] | None] = []
+    for prompt in prompts:
+        text, characters = render(tokenizer, prompt, template_kwargs or {})
+        texts.append(text)
+        spans.append(characters)
+    ids: list[list[int]] = []
+    offsets: list[tuple[tuple[int, int], ...]] = []
+    for text, characters in zip(texts, spans, strict=True):
+        # a template writes its own BOS; a bare prompt gets what the tokenizer gives it
+        row = tokenizer(text, add_special_tokens=characters is None, return_offsets_mapping=True, verbose=False)
+        ids.append(row["input_ids"])
+        offsets.append(tuple((int(a), int(b)) for a, b in row["offset_mapping"]))
+    _check_lengths(ids, texts, context)
+    instruction = [_token_span(o, s, t) for o, s, t in zip(offsets, spans, texts, strict=True)]
+    longest = max(map(len, ids))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return TokenBatch(
+        ids=torch.tensor([[pad] * (longest - len(row)) + row for row in ids]),
+        mask=torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in ids]),
+        instruction=torch.tensor(instruction),
+        templated=torch.tensor([span is not None for span in spans]),
+        texts=tuple(texts),
+        offsets=tuple(offsets),
+    )
+
+
+def render(
+    tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]
+) -> tuple[str, tuple[int, int] | None]:
+    """The text shown to the model, and the characters of the instruction in it; None for text shown as it is.
+
+    Raises:
+        ConfigError: messages for a model without a chat template.
+        PositionError: the template changes the instruction's text, so that it cannot be found again.
+    """
+    if not has_template(tokenizer):
+        if prompt.messages:
+            raise ConfigError(
+                "The prompt has chat messages, but this model has no chat template. "
+                "Give 'prompt' texts instead, or set tokenizer.chat_template."
+            )
+        return prompt.text, None
+    if prompt.raw:
+        return prompt.text, None
+    messages = list(prompt.messages) or [Message(role="user", content=prompt.text)]
+    full = _apply(tokenizer, messages, template_kwargs)
+    content = messages[-1]["content"]
+    marked = _apply(tokenizer, [*messages[:-1], Message(role="user", content=_SENTINEL)], template_kwargs)
+    start = marked.find(_SENTINEL)
+    # templates may strip white space around the content
+    kept = content if full[start : start + len(content)] == content else content.strip()
+    if start < 0 or full[start : start + len(kept)] != kept:
+        raise PositionError(
+            "The instruction cannot be found in the rendered chat: this template changes the user's text. "
+            f"It was {content!r}, rendered as {full!r}. Use 'text' with raw=True and the positions last or span."
+        )
+    part = (prompt.instruction or content).strip()
+    begin = start + kept.rfind(part)
+    return full, (begin, begin + len(part))
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **template_kwargs
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"The chat template cannot render these messages: {error}. They are: {messages}") from None
+    except Exception as error:
+        # jinja2's errors, by name so that jinja2 is no dependency of ours
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        raise ConfigError(f"The chat template cannot render these messages: {error}. They are: {messages}") from None
+    return str(text)
+
+
+def _token_span(
+    offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, text: str
+) -> tuple[int, int]:
+    """First and last token that hold a character of the span."""
+    if span is None:
+        return -1, -1
+    inside = [i for i, (a, b) in enumerate(offsets) if a < span[1] and b > span[0] and b > a]
+    if not inside:
+        raise PositionError(f"No token holds the instruction {text[span[0] : span[1]]!r} of the prompt {text!r}.")
+    return inside[0], inside[-1]
+
+
+def _check_lengths(ids: Sequence[Sequence[int]], texts: Sequence[str], context: int | None) -> None:
+    empty = [row for row, tokens in enumerate(ids) if not tokens]
+    if empty:
+        raise DataError(f"Prompt {empty[0]} has no tokens: {texts[empty[0]]!r}. Leave it out.")
+    if context is None:
+        return
+    long = [(row, len(tokens)) for row, tokens in enumerate(ids) if len(tokens) > context]
+    if long:
+        row, size = long[0]
+        raise DataError(
+            f"{len(long)} prompts are longer than the model's context of {context} tokens; the first is prompt {row} "
+            f"with {size} tokens: {texts[row][:60]!r}... Shorten them or leave them out."
+        )

@@ -1,0 +1,295 @@
+"""The model that users call: prompts in, activations, logits and texts out."""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from subspace_probe.core.activations import Activations, MemoryRows
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.edits import NO_EDITS, EditMap, compose
+from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.prompts import Message, Prompt
+from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
+from subspace_probe.core.sites import Site, SitesLike, resolve_sites
+from subspace_probe.core.tokens import LAST, TokenBatch, Where
+from subspace_probe.models.chat import encode, has_template
+from subspace_probe.models.native import NativeModel
+
+PromptsLike = str | Prompt | Contrast | Sequence[str] | Sequence[Prompt]
+
+
+def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
+    """What users write, as a tuple of prompts."""
+    if isinstance(prompts, Contrast):
+        return prompts.prompts
+    if isinstance(prompts, str | Prompt):
+        prompts = [prompts]  # pyright: ignore[reportAssignmentType]
+    return tuple(Prompt(text=item) if isinstance(item, str) else item for item in prompts)
+
+
+@final
+class HookedModel:
+    """A language model whose activations can be read and edited.
+
+    Args:
+        backend: runs the passes.
+        tokenizer: a fast Hugging Face tokenizer; only read.
+        template_kwargs: options of the chat template, such as `enable_thinking=False`.
+        words: words that stand for behaviours ("refusal", "harmful", ...), from the model directory's metadata.
+        directory: where the model was loaded from, if it was a folder.
+    """
+
+    def __init__(
+        self,
+        backend: NativeModel,
+        tokenizer: Any,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        words: Mapping[str, Sequence[str]] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
+        self.words: dict[str, tuple[str, ...]] = {key: tuple(value) for key, value in (words or {}).items()}
+        self.directory = directory
+        self._standing: EditMap = NO_EDITS
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is: layers, widths, context."""
+        return self.backend.spec
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts go through a chat template, and so have T_INST and T_POST_INST."""
+        return has_template(self.tokenizer) and not self.spec.encoder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all weights, the vocabulary and the chat template; computed once, on use."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.backend.hf.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        digest.update(repr((getattr(self.tokenizer, "chat_template", None), sorted(self.template_kwargs.items()))).encode())
+        return digest.hexdigest()
+
+    def tokens(self, prompts: PromptsLike) -> TokenBatch:
+        """Tokenise, left-padded.
+
+        Raises:
+            DataError: prompts longer than the context.
+        """
+        return encode(
+            self.tokenizer, as_prompts(prompts), template_kwargs=self.template_kwargs, context=self.spec.context
+        )
+
+    def run(
+        self,
+        batch: TokenBatch,
+        *,
+        reads: Collection[Site] = (),
+        writes: EditMap = NO_EDITS,
+        grad: bool = False,
+        stop_after: Site | None = None,
+        logits_to_keep: int = 0,
+        prefix: Prefix | None = None,
+    ) -> Run:
+        """One forward pass, some sites read, some edited: the primitive under everything. See `NativeModel.run`."""
+        return self.backend.run(
+            batch,
+            reads=reads,
+            writes=compose(self._standing, writes),
+            grad=grad,
+            stop_after=stop_after,
+            logits_to_keep=logits_to_keep,
+            prefix=prefix,
+        )
+
+    def capture(
+        self,
+        prompts: PromptsLike,
+        *,
+        sites: SitesLike = "resid_post",
+        where: Where | str = LAST,
+        interventions: Sequence[Intervention] = (),
+        batch_tokens: int = 8192,
+        progress: bool = False,
+    ) -> Activations:
+        """Activations of the tokens asked for, in one visit to the model.
+
+        The pass ends at the deepest site, and only the selected tokens are kept.
+
+        Args:
+            prompts: texts, prompts or a contrast; without labels all are 0.
+            sites: for instance `resid_post()` for every layer, `Site(3)`, or `"L3.attn_out"`.
+            where: which tokens. One token a prompt gives one row a prompt; `ALL` gives one row a token.
+            interventions: active while reading.
+            batch_tokens: how many tokens, pads included, a batch may have. Lower it when memory is short.
+
+        Returns:
+            Activations; `acts.at(site)` has shape [n, width].
+
+        Raises:
+            SiteError, PositionError, DataError: what was asked for does not exist.
+        """
+        asked = Where.parse(where) if isinstance(where, str) else where
+        chosen = resolve_sites(sites, self.spec.n_layers)
+        shown = as_prompts(prompts)
+        contrast = prompts if isinstance(prompts, Contrast) else Contrast("prompts", shown, (0,) * len(shown))
+        batch = self.tokens(shown)
+        edits = self._edits(interventions)
+        kept: list[tuple[Tensor, Tensor, dict[Site, Tensor]]] = []
+        for rows in _batches(batch, batch_tokens, progress, "capture"):
+            part = batch.rows(rows)
+            run = self.run(part, reads=chosen, writes=edits, stop_after=chosen[-1])
+            row, column = (part.select(asked, part.positions) & part.mask).nonzero(as_tuple=True)
+            positions = part.positions[row, column]
+            states = {site: run.reads[site][row, column].cpu() for site in chosen}
+            kept.append((torch.tensor(rows)[row], positions, states))
+        prompt = torch.cat([rows for rows, _, _ in kept])
+        position = torch.cat([positions for _, positions, _ in kept])
+        order = torch.argsort(prompt * (self.spec.context + 1) + position)
+        tensors = {site: torch.cat([states[site] for _, _, states in kept])[order] for site in chosen}
+        notes = {"model": self.spec.name, "fingerprint": self.fingerprint, "data": contrast.name}
+        return Activations(MemoryRows(tensors), contrast, prompt[order], position[order], asked, notes)
+
+    def logits(
+        self,
+        prompts: PromptsLike,
+        *,
+        interventions: Sequence[Intervention] = (),
+        batch_tokens: int = 8192,
+        progress: bool = False,
+    ) -> Float[Tensor, "n d_vocab"]:
+        """Last-token logits, shape [n, d_vocab], in the order of the prompts, on the CPU.
+
+        Raises:
+            ConfigError: an encoder, which has no next token.
+        """
+        if self.spec.encoder:
+            raise ConfigError(f"{self.spec.family} is an encoder and has no next-token logits. Use a decoder model.")
+        batch, edits = self.tokens(prompts), self._edits(interventions)
+        out = torch.empty(batch.size, self.spec.d_vocab, dtype=torch.float32)
+        for rows in _batches(batch, batch_tokens, progress, "logits"):
+            logits = self.run(batch.rows(rows), writes=edits, logits_to_keep=1).logits
+            assert logits is not None  # nothing stopped the pass
+            out[rows] = logits[:, -1].float().cpu()
+        return out
+
+    def generate(
+        self,
+        prompts: PromptsLike,
+        *,
+        interventions: Sequence[Intervention] = (),
+        max_new_tokens: int = 32,
+        use_cache: bool = True,
+        batch_tokens: int = 8192,
+        progress: bool = False,
+    ) -> list[str]:
+        """Greedy continuations under interventions, as texts without special tokens.
+
+        Raises:
+            ConfigError: an encoder, or prompt and answer longer than the context.
+        """
+        batch, edits = self.tokens(prompts), compose(self._standing, self._edits(interventions))
+        texts = [""] * batch.size
+        for rows in _batches(batch, batch_tokens, progress, "generate"):
+            made = self.backend.generate(
+                batch.rows(rows), writes=edits, max_new_tokens=max_new_tokens, use_cache=use_cache
+            )
+            for row, ids, length in zip(rows, made.ids.cpu(), made.lengths.tolist(), strict=True):
+                texts[row] = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        return texts
+
+    def named(self, name: str) -> "HookedModel":
+        """The same model under another name in reports."""
+        return self._copy(self.backend.named(name), self._standing)
+
+    @contextmanager
+    def intervened(self, *interventions: Intervention) -> Iterator["HookedModel"]:
+        """The same model with interventions standing: every call on it is edited. This one is left as it is."""
+        yield self._copy(self.backend, compose(self._standing, self._edits(interventions)))
+
+    def token_ids(self, words: Sequence[str]) -> list[int]:
+        """The first token of each word as an answer would begin with it.
+
+        Behind a chat template a reply begins without a leading space, elsewhere with one where the tokenizer has it.
+
+        Raises:
+            ConfigError: a word the tokenizer has no token for.
+        """
+        lead = "" if self.chats else " "
+        found: list[int] = []
+        for word in words:
+            ids = self.tokenizer(lead + word.strip(), add_special_tokens=False)["input_ids"]
+            if ids and not self.tokenizer.decode(ids[:1]).strip():
+                ids = ids[1:]  # SentencePiece may give the leading space a token of its own
+            if not ids or ids[0] == self.tokenizer.unk_token_id:
+                raise ConfigError(f"The tokenizer has no token for {word!r}. Choose a word that it knows.")
+            found.append(int(ids[0]))
+        return found
+
+    def behaviour_ids(self, behaviour: str) -> list[int]:
+        """Tokens that stand for a behaviour, such as "refusal" or "harmful".
+
+        Raises:
+            ConfigError: the model directory does not say which.
+        """
+        if behaviour not in self.words:
+            raise ConfigError(
+                f"Which words stand for {behaviour!r} is not known for {self.spec.name}. Pass them "
+                f"(--words {behaviour}=Sorry,I), or put them in subspace_probe.json in the model's folder: "
+                f'{{"words": {{"{behaviour}": ["Sorry"]}}}}.'
+            )
+        return self.token_ids(self.words[behaviour])
+
+    def _copy(self, backend: NativeModel, standing: EditMap) -> "HookedModel":
+        model = HookedModel(
+            backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
+        )
+        model._standing = standing
+        return model
+
+    def _edits(self, interventions: Sequence[Intervention]) -> EditMap:
+        for intervention in interventions:
+            for site in intervention.sites(self.spec.n_layers):
+                intervention.subspace.require_width(self.backend.width(site))
+        return compose(*(intervention.edits(self.spec.n_layers) for intervention in interventions))
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        return f"HookedModel({spec.name}: {spec.family}, {spec.n_layers} layers, d_model {spec.d_model})"
+
+
+def chat(*turns: str, system: str = "") -> Prompt:
+    """A prompt from alternating user and assistant turns, the last one the user's."""
+    messages = [Message(role="system", content=system)] if system else []
+    roles = ("user", "assistant")
+    messages += [Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)]
+    return Prompt(messages=tuple(messages))
+
+
+def _batches(batch: TokenBatch, budget: int, progress: bool, name: str) -> Iterator[list[int]]:
+    """Rows in batches of similar length, under a budget of tokens; the longest first, so memory peaks at once."""
+    lengths: list[int] = batch.lengths.tolist()
+    order = sorted(range(batch.size), key=lambda row: -lengths[row])
+    start = 0
+    bar: Callable[..., Any] = tqdm
+    with bar(total=batch.size, desc=name, unit="prompt", disable=not progress, leave=False) as shown:
+        while start < len(order):
+            size = max(1, budget // lengths[order[start]])
+            rows = order[start : start + size]
+            yield rows
+            shown.update(len(rows))
+            start += size

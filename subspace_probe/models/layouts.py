@@ -1,0 +1,107 @@
+"""One row per Hugging Face family: where its streams are.
+
+Paths are relative to a block; `blocks` and `norm` are relative to the model's `base_model`. `attn` and `mlp` name the
+module whose *output is added to the residual stream*: in families with a norm behind attention, that norm.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from subspace_probe.core.errors import BackendError
+from subspace_probe.core.sites import Stream
+
+_PARALLEL = "this model adds attention and MLP in parallel, so there is no state between them. Use attn_out or resid_post."
+_FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
+
+
+@final
+@dataclass(frozen=True)
+class Layout:
+    """Where one family keeps its streams.
+
+    Attributes:
+        blocks: the list of blocks.
+        norm: the final norm in front of the unembedding; empty for encoders.
+        attn: module whose output is `attn_out`.
+        mlp: module whose output is `mlp_out`.
+        z: the attention's output projection, whose input is `z`.
+        mlp_post: the MLP's down projection, whose input is `mlp_post`; empty where experts are fused.
+        resid_mid: module whose output is `resid_mid` itself, in post-norm families; empty where `resid_mid` is
+            `resid_pre + attn_out` and is written through `attn_out`.
+        parallel: config attribute that says whether attention and MLP run in parallel.
+    """
+
+    blocks: str = "layers"
+    norm: str = "norm"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    z: str = "self_attn.o_proj"
+    mlp_post: str = "mlp.down_proj"
+    resid_mid: str = ""
+    parallel: str = ""
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether residual states are normed after each addition (encoders)."""
+        return bool(self.resid_mid)
+
+    def unsupported(self, config: Any) -> dict[Stream, str]:
+        """Streams this model does not have, with the reason. Parallel blocks are the config's word, not the family's."""
+        reasons: dict[Stream, str] = {}
+        if self.parallel and getattr(config, self.parallel):
+            reasons["resid_mid"] = _PARALLEL
+        if not self.mlp_post:
+            reasons["mlp_post"] = _FUSED
+        return reasons
+
+
+_LLAMA = Layout()
+_NORMED = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
+
+LAYOUTS: dict[str, Layout] = {
+    "gpt2": Layout(blocks="h", norm="ln_f", attn="attn", z="attn.c_proj", mlp_post="mlp.c_proj"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": Layout(mlp_post=""),
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": Layout(mlp_post=""),
+    "gemma": _LLAMA,
+    "gemma2": _NORMED,
+    "gemma3_text": _NORMED,
+    "phi3": _LLAMA,
+    "gpt_neox": Layout(
+        norm="final_layer_norm",
+        attn="attention",
+        z="attention.dense",
+        mlp_post="mlp.dense_4h_to_h",
+        parallel="use_parallel_residual",
+    ),
+    "olmo2": _NORMED,
+    "bert": Layout(
+        blocks="encoder.layer",
+        norm="",
+        attn="attention.output.dense",
+        mlp="output.dense",
+        z="attention.output.dense",
+        mlp_post="output.dense",
+        resid_mid="attention.output",
+    ),
+}
+"""Hugging Face `config.model_type` to layout. Adding a family is one row."""
+
+
+def layout_of(config: Any) -> Layout:
+    """The layout of a model.
+
+    Raises:
+        BackendError: a family without a row.
+    """
+    family = str(config.model_type)
+    if family not in LAYOUTS:
+        known = ", ".join(sorted(LAYOUTS))
+        raise BackendError(
+            f"Models of type {family!r} have no layout here. Known: {known}. "
+            "Add one row to subspace_probe/models/layouts.py; the residual identities are checked on load."
+        )
+    return LAYOUTS[family]

@@ -1,0 +1,492 @@
+"""Forward hooks on Hugging Face modules: the default backend.
+
+Hooks live only inside a pass, act only on the thread that started it, and never touch hooks that others registered.
+The user's model is not changed.
+"""
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap
+from subspace_probe.core.errors import BackendError, ConfigError, ShapeError, SiteError, UnsupportedSite
+from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
+from subspace_probe.core.sites import FORWARD_ORDER, Site, Stream
+from subspace_probe.core.tokens import TokenBatch
+from subspace_probe.models.layouts import Layout, layout_of
+
+
+class _Stop(Exception):
+    """Ends a pass after the deepest site; never leaves this module."""
+
+
+@final
+@dataclass(eq=False)
+class _Pass:
+    """What the hooks of one pass share."""
+
+    reads: frozenset[Site]
+    writes: EditMap
+    n_heads: int
+    stop_after: Site | None
+    grad: bool
+    thread: int = field(default_factory=threading.get_ident)
+    ctx: EditContext | None = None
+    pre: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    captured: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
+    fired: set[Site] = field(default_factory=set[Site])
+
+    @property
+    def mine(self) -> bool:
+        return threading.get_ident() == self.thread
+
+    def visit(self, layer: int, stream: Stream, x: Tensor) -> Tensor:
+        """Edit, then read, every site of one stream of one block."""
+        here = [site for site in self.writes if site.layer == layer and site.stream == stream]
+        for site in here:
+            x = self._edited(site, x)
+            self.fired.add(site)
+        for site in self.reads:
+            if site.layer == layer and site.stream == stream:
+                value = x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
+                self.captured[site] = value if self.grad else value.detach()
+                self.fired.add(site)
+        if self.stop_after is not None and (layer, stream) == (self.stop_after.layer, self.stop_after.stream):
+            raise _Stop
+        return x
+
+    def _edited(self, site: Site, x: Tensor) -> Tensor:
+        assert self.ctx is not None  # set before every forward pass
+        if site.head is None:
+            return self._checked(site, x, self.writes[site](x, self.ctx))
+        heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))
+        heads[site.head] = self._checked(site, heads[site.head], self.writes[site](heads[site.head], self.ctx))
+        return torch.stack(heads, dim=-2).flatten(-2)
+
+    def _checked(self, site: Site, x: Tensor, edited: Tensor) -> Tensor:
+        if edited.shape != x.shape:
+            raise ShapeError(
+                f"The edit at {site.short} returned shape {tuple(edited.shape)} for activations of shape "
+                f"{tuple(x.shape)}. An edit returns the shape it was given."
+            )
+        bad = (~edited.isfinite()).flatten(1).any(dim=1)
+        if bool(bad.any()) and bool(x.isfinite().all()):
+            rows = bad.nonzero().flatten().tolist()
+            raise ShapeError(f"The edit at {site.short} returned non-finite values in rows {rows[:10]}. Lower its strength.")
+        return edited.to(x.device, x.dtype)
+
+
+@final
+class NativeModel:
+    """The native backend over one Hugging Face model.
+
+    Args:
+        model: in eval mode. Its weights are shared, not copied.
+        name: how reports call it.
+
+    Raises:
+        BackendError: training mode, a compiled model, an unknown family, or one whose residual identities fail.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str) -> None:
+        if model.training:
+            raise BackendError("The model is in training mode, where dropout makes passes differ. Call model.eval().")
+        if hasattr(model, "_orig_mod"):
+            raise BackendError("The model is compiled, and compiled models ignore hooks. Pass the uncompiled model.")
+        self.hf: Any = model
+        self.layout: Layout = layout_of(self.hf.config)
+        self.base: Any = self.hf.base_model
+        self.blocks = list(self.base.get_submodule(self.layout.blocks))
+        self._spec = _spec(self.hf, self.layout, len(self.blocks), name)
+        self._takes = frozenset(inspect.signature(self.hf.forward).parameters)
+        self._check_identities()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is."""
+        return self._spec
+
+    def named(self, name: str) -> "NativeModel":
+        """The same model under another name."""
+        other = copy.copy(self)
+        other._spec = replace(self._spec, name=name)
+        return other
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.base.get_input_embeddings().weight.device
+
+    def width(self, site: Site) -> int:
+        """Width of a site's activations."""
+        self._require(site)
+        if site.stream == "z":
+            return self._spec.d_head if site.head is not None else self._spec.d_head * self._spec.n_heads
+        if site.stream == "mlp_post":
+            weight = self.blocks[site.layer].get_submodule(self.layout.mlp_post).weight
+            return next(size for size in weight.shape if size != self._spec.d_model or weight.shape[0] == weight.shape[1])
+        return self._spec.d_model
+
+    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The matrix that reads tokens from the final state.
+
+        Raises:
+            ConfigError: the model has none.
+        """
+        head = self.hf.get_output_embeddings()
+        if head is None:
+            raise ConfigError(f"{self._spec.family} has no unembedding. Load a model with a language-model head.")
+        return head.weight.detach()
+
+    def run(
+        self,
+        batch: TokenBatch,
+        *,
+        reads: Collection[Site] = (),
+        writes: EditMap = NO_EDITS,
+        grad: bool = False,
+        stop_after: Site | None = None,
+        logits_to_keep: int = 0,
+        prefix: Prefix | None = None,
+    ) -> Run:
+        """One forward pass with some sites read and some edited.
+
+        Args:
+            batch: tokenised prompts; ignored but for positions where `prefix` is given.
+            reads: sites to return, after their edit where they are edited.
+            writes: edits by site.
+            grad: keep the graph, so that gradients flow through edits.
+            stop_after: leave the pass after this site; logits are then None.
+            logits_to_keep: unembed only that many last positions; 0 means all.
+            prefix: continue from this state instead of from the tokens; sites below it cannot be asked for.
+
+        Raises:
+            SiteError: a site that does not exist, lies below the prefix, or did not fire.
+            ShapeError: an edit returned another shape or non-finite values.
+        """
+        batch = (prefix.batch if prefix else batch).to(self.device)
+        state = self._state(reads, writes, grad, stop_after)
+        state.ctx = EditContext(batch, batch.positions, batch.mask)
+        logits: Tensor | None = None
+        with torch.set_grad_enabled(grad), self._hooked(state):
+            try:
+                if prefix is not None:
+                    logits = self._continue(prefix, logits_to_keep)
+                else:
+                    logits = self._forward(batch, logits_to_keep)
+            except _Stop:
+                logits = None
+        self._require_fired(state)
+        return Run(logits, {site: state.captured[site] for site in sorted(state.reads, key=lambda s: s.order)})
+
+    def prefix(self, batch: TokenBatch, layer: int) -> Prefix:
+        """Run up to block `layer` once, to continue from there many times with `run(prefix=...)`."""
+        batch = batch.to(self.device)
+        Site(layer).resolve(self._spec.n_layers)
+        thread, hidden = threading.get_ident(), list[Tensor]()
+        calls: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+
+        def record(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if threading.get_ident() == thread:
+                    x, rest, named = _input(args, kwargs)
+                    calls[index] = rest, named
+                    if index == layer:
+                        hidden.append(x)
+
+            return hook
+
+        chosen = range(layer, self._spec.n_layers)
+        handles = [self.blocks[i].register_forward_pre_hook(record(i), with_kwargs=True) for i in chosen]
+        try:
+            with torch.no_grad():
+                self._forward(batch, 1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Prefix(batch, layer, hidden[0], calls)
+
+    def generate(
+        self,
+        batch: TokenBatch,
+        *,
+        reads: Collection[Site] = (),
+        writes: EditMap = NO_EDITS,
+        max_new_tokens: int,
+        use_cache: bool = True,
+        on_step: Callable[[Step], Sequence[bool]] | None = None,
+    ) -> Generation:
+        """Greedy decoding under edits.
+
+        Positions are absolute: an edit of the prompt acts on the prompt's pass, one of generated tokens on theirs,
+        so the text is the same with the cache on and off.
+
+        Args:
+            reads: sites given to `on_step`, from the very pass that produced the token.
+            on_step: called after every step; a False stops that row.
+
+        Raises:
+            ConfigError: an encoder, or a prompt and answer longer than the context.
+        """
+        self._require_generation(batch, max_new_tokens)
+        batch = batch.to(self.device)
+        state = self._state(reads, writes, False, None)
+        stop_ids = _end_ids(self.hf)
+        ids, mask = batch.ids, batch.mask
+        alive = torch.ones(batch.size, dtype=torch.bool, device=self.device)
+        lengths = torch.zeros(batch.size, dtype=torch.long, device=self.device)
+        produced: list[Tensor] = []
+        cache: Any = None
+        with torch.no_grad(), self._hooked(state):
+            for step in range(max_new_tokens):
+                shown = slice(None) if cache is None else slice(-1, None)
+                positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+                state.ctx = EditContext(batch, positions[:, shown], mask[:, shown], step)
+                out = self.hf(
+                    input_ids=ids[:, shown],
+                    attention_mask=mask.long(),
+                    position_ids=positions[:, shown],
+                    past_key_values=cache,
+                    use_cache=use_cache,
+                    **self._keep(1),
+                )
+                cache = out.past_key_values if use_cache else None
+                token = out.logits[:, -1].argmax(-1)
+                token = torch.where(alive, token, stop_ids[0] if stop_ids else 0)
+                lengths += alive
+                produced.append(token)
+                alive = alive & ~torch.isin(token, torch.tensor(stop_ids, device=self.device, dtype=token.dtype))
+                if on_step is not None:
+                    going = on_step(Step(step, token, dict(state.captured)))
+                    alive = alive & torch.tensor(list(going), dtype=torch.bool, device=self.device)
+                if not bool(alive.any()):
+                    break
+                ids = torch.cat([ids, token[:, None]], dim=1)
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        self._require_fired(state)
+        return Generation(torch.stack(produced, dim=1), lengths)
+
+    def _state(self, reads: Collection[Site], writes: EditMap, grad: bool, stop_after: Site | None) -> _Pass:
+        resolved = {site.resolve(self._spec.n_layers): edit for site, edit in writes.items()}
+        wanted = frozenset(site.resolve(self._spec.n_layers) for site in reads)
+        for site in (*wanted, *resolved):
+            self._require(site)
+        stop = None if stop_after is None else stop_after.resolve(self._spec.n_layers)
+        return _Pass(wanted, resolved, self._spec.n_heads, stop, grad)
+
+    def _require(self, site: Site) -> None:
+        reason = self._spec.unsupported.get(site.stream)
+        site.resolve(self._spec.n_layers)
+        if reason is None and site.stream == "mlp_post" and not _has(self.blocks[site.layer], self.layout.mlp_post):
+            reason = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
+        if reason is not None:
+            raise UnsupportedSite(f"{site.short} was asked for, but {self._spec.family} does not have it: {reason}")
+        if site.head is not None and not 0 <= site.head < self._spec.n_heads:
+            raise SiteError(f"{site.short} was asked for, but the model has heads 0 to {self._spec.n_heads - 1}.")
+
+    def _require_fired(self, state: _Pass) -> None:
+        missing = sorted({*state.reads, *state.writes} - state.fired, key=lambda site: site.order)
+        if missing:
+            names = ", ".join(site.short for site in missing)
+            raise SiteError(
+                f"These sites were asked for but never fired: {names}. The pass stopped before them, started above "
+                "them (prefix), or the model skipped their block."
+            )
+
+    def _require_generation(self, batch: TokenBatch, new: int) -> None:
+        if self._spec.encoder:
+            raise ConfigError(f"{self._spec.family} is an encoder and cannot generate. Use a decoder model.")
+        if new < 1:
+            raise ConfigError(f"max_new_tokens is {new}; it must be at least 1.")
+        longest = int(batch.lengths.max())
+        if longest + new > self._spec.context:
+            raise ConfigError(
+                f"{longest} prompt tokens and {new} new ones exceed the context of {self._spec.context} tokens. "
+                "Shorten the prompts or lower max_new_tokens."
+            )
+
+    def _forward(self, batch: TokenBatch, logits_to_keep: int) -> Tensor | None:
+        out = self.hf(
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.positions,
+            **({} if self._spec.encoder else {"use_cache": False}),
+            **self._keep(logits_to_keep),
+        )
+        logits = getattr(out, "logits", None)
+        return logits if logits is None or not logits_to_keep else logits[:, -logits_to_keep:]
+
+    def _keep(self, count: int) -> dict[str, int]:
+        return {"logits_to_keep": count} if count and "logits_to_keep" in self._takes else {}
+
+    def _continue(self, prefix: Prefix, logits_to_keep: int) -> Tensor | None:
+        hidden = prefix.hidden
+        for index in range(prefix.layer, self._spec.n_layers):
+            args, kwargs = prefix.calls[index]
+            hidden = _first(self.blocks[index](hidden, *args, **kwargs))
+        head = self.hf.get_output_embeddings()
+        if head is None:
+            return None
+        logits = head(self.base.get_submodule(self.layout.norm)(hidden[:, -logits_to_keep:]))
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @contextmanager
+    def _hooked(self, state: _Pass) -> Iterator[None]:
+        """Register the hooks a pass needs; they are gone when the block is left, however it is left."""
+        sites = {*state.reads, *state.writes} | ({state.stop_after} if state.stop_after else set())
+        handles: list[Any] = []
+        try:
+            for layer in sorted({site.layer for site in sites}):
+                streams = {site.stream for site in sites if site.layer == layer}
+                handles += self._hook_block(layer, streams, state)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook_block(self, layer: int, streams: set[Stream], state: _Pass) -> list[Any]:
+        block, layout, handles = self.blocks[layer], self.layout, list[Any]()
+        through_attn = "resid_mid" in streams and not layout.post_norm
+
+        def entering(stream: Stream) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if not state.mine:
+                    return None
+                x, rest, named = _input(args, kwargs)
+                x = state.visit(layer, stream, x)
+                if stream == "resid_pre" and through_attn:
+                    state.pre[layer] = x
+                return (x, *rest), named
+
+            return hook
+
+        def leaving(*visited: Stream) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+                if not state.mine:
+                    return None
+                x = _first(output)
+                for stream in visited:
+                    if stream == "resid_mid" and through_attn:
+                        mid = state.pre.pop(layer) + x
+                        # adding the difference moves the stream itself, which the second norm's input would not
+                        x = x + (state.visit(layer, "resid_mid", mid) - mid)
+                    else:
+                        x = state.visit(layer, stream, x)
+                return _with_first(output, x)
+
+            return hook
+
+        def watch(path: str, make: Callable[..., Any], entry: bool) -> None:
+            module = block.get_submodule(path) if path else block
+            if entry:
+                handles.append(module.register_forward_pre_hook(make, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(make))
+
+        for stream in [s for s in FORWARD_ORDER if s in streams or (s == "resid_pre" and through_attn)]:
+            if stream == "resid_pre":
+                watch("", entering("resid_pre"), True)
+            elif stream == "z":
+                watch(layout.z, entering("z"), True)
+            elif stream == "mlp_post":
+                watch(layout.mlp_post, entering("mlp_post"), True)
+            elif stream == "attn_out":
+                # one hook for both: hooks of one module run in the order of registration
+                watch(layout.attn, leaving(*(("attn_out", "resid_mid") if through_attn else ("attn_out",))), False)
+            elif stream == "resid_mid" and not through_attn:
+                watch(layout.resid_mid, leaving("resid_mid"), False)
+            elif stream == "resid_mid" and "attn_out" not in streams:
+                watch(layout.attn, leaving("resid_mid"), False)
+            elif stream == "mlp_out":
+                watch(layout.mlp, leaving("mlp_out"), False)
+            elif stream == "resid_post":
+                watch("", leaving("resid_post"), False)
+        return handles
+
+    def _check_identities(self) -> None:
+        """The residual identities on four tokens, at the first and the last block; and that a pass can be continued."""
+        last = self._spec.n_layers - 1
+        ids = torch.tensor([[1, 2, 3, 4]], device=self.device) % self._spec.d_vocab
+        ones = torch.ones_like(ids, dtype=torch.bool)
+        none = torch.full((1, 2), -1, device=self.device)
+        batch = TokenBatch(ids, ones, none, ones[:, 0] & False, ("",), (((0, 0),) * 4,))
+        streams: list[Stream] = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
+        sites = [Site(layer, stream) for layer in {0, last} for stream in streams]
+        run = self.run(batch, reads=sites)
+        for layer in {0, last}:
+            pre, attn, mlp, post = (run.reads[Site(layer, stream)].float() for stream in streams)
+            if self.layout.post_norm:
+                block = self.blocks[layer]
+                mid = block.attention.output.LayerNorm((attn + pre).to(self.hf.dtype)).float()
+                summed = block.output.LayerNorm((mlp + mid).to(self.hf.dtype)).float()
+            else:
+                summed = pre + attn + mlp
+            self._require_close(summed, post, f"resid_pre + attn_out + mlp_out = resid_post at layer {layer}")
+        if run.logits is not None:
+            continued = self.run(batch, prefix=self.prefix(batch, last)).logits
+            assert continued is not None
+            self._require_close(continued.float(), run.logits.float(), "continuing from the last block gives the logits")
+
+    def _require_close(self, found: Tensor, wanted: Tensor, identity: str) -> None:
+        tolerance = (1e-4 if wanted.dtype == self.hf.dtype else 5e-2) * max(1.0, float(wanted.abs().max()))
+        error = float((found - wanted).abs().max())
+        if not error <= tolerance:
+            raise BackendError(
+                f"{self._spec.family} breaks the identity '{identity}' by {error:.3g}. "
+                "Its row in subspace_probe/models/layouts.py does not fit this version of transformers."
+            )
+
+
+def _spec(hf: Any, layout: Layout, n_layers: int, name: str) -> ModelSpec:
+    config = hf.config
+    n_heads = int(config.num_attention_heads)
+    z = hf.base_model.get_submodule(layout.blocks)[0].get_submodule(layout.z)
+    # GPT-2's Conv1D keeps (in, out), Linear (out, in); the output side is d_model in both
+    z_width = next((size for size in z.weight.shape if size != config.hidden_size), int(config.hidden_size))
+    return ModelSpec(
+        name=name,
+        family=type(hf).__name__,
+        n_layers=n_layers,
+        d_model=int(config.hidden_size),
+        n_heads=n_heads,
+        d_head=int(z_width) // n_heads,
+        d_vocab=int(config.vocab_size),
+        context=int(config.max_position_embeddings),
+        unsupported=layout.unsupported(config),
+        encoder=layout.post_norm,
+    )
+
+
+def _end_ids(hf: Any) -> list[int]:
+    """Tokens that end a generation."""
+    ends = hf.generation_config.eos_token_id if getattr(hf, "generation_config", None) else hf.config.eos_token_id
+    return [] if ends is None else [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """A module's first argument, passed by position or by name, and the rest."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {key: value for key, value in kwargs.items() if key != "hidden_states"}
+
+
+def _first(output: Any) -> Tensor:
+    """A module's output tensor; some families return tuples."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, x: Tensor) -> Any:
+    return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+def _has(block: nn.Module, path: str) -> bool:
+    return bool(path) and any(name == path for name, _ in block.named_modules())
