@@ -101,9 +101,7 @@ class Activations:
         """All rows of one site, shape [n, width]."""
         return self.rows.read(self._require(site), 0, self.rows.n)
 
-    def batches(
-        self, site: Site, size: int = 4096
-    ) -> Iterator[tuple[Float[Tensor, "b d_model"], Int[Tensor, " b"]]]:
+    def batches(self, site: Site, size: int = 4096) -> Iterator[tuple[Float[Tensor, "b d_model"], Int[Tensor, " b"]]]:
         """Rows and labels of one site, a block at a time.
 
         Raises:

@@ -244,11 +244,23 @@ def _numbered(values: Sequence[object], role: str) -> tuple[int, ...]:
 
 def _factors(values: Sequence[Mapping[str, object]], columns: Columns) -> dict[str, tuple[int, ...]]:
     """Every further column that holds a whole number in every row."""
-    used = {columns.prompt, columns.label, columns.pair, columns.group, "messages", "text", "instruction", "answer", "foil"}
+    used = {
+        columns.prompt,
+        columns.label,
+        columns.pair,
+        columns.group,
+        "messages",
+        "text",
+        "instruction",
+        "answer",
+        "foil",
+    }
     found: dict[str, tuple[int, ...]] = {}
     for name in [name for name in (values[0] if values else {}) if name not in used]:
         column = [row.get(name) for row in values]
-        numbers = [int(v) for v in column if isinstance(v, int) or (isinstance(v, str) and v.strip().lstrip("-").isdigit())]
+        numbers = [
+            int(v) for v in column if isinstance(v, int) or (isinstance(v, str) and v.strip().lstrip("-").isdigit())
+        ]
         if len(numbers) == len(values):
             found[name] = tuple(numbers)
     return found

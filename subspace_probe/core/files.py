@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from subspace_probe.core.errors import StoreError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Generator[Path]:
     """A path beside `path` to write to; renamed to it when the block ends well, removed when it does not.
 
     Raises:
@@ -35,7 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Generator[Path]:
     """A folder beside `path` to fill; its files are moved into `path` when the block ends well.
 
     Files of other names that already lie in `path` stay.

@@ -38,7 +38,10 @@ class Expectation:
         return (self.above is None or value >= self.above) and (self.below is None or value <= self.below)
 
     def __str__(self) -> str:
-        parts = [f">= {self.above:g}" if self.above is not None else "", f"<= {self.below:g}" if self.below is not None else ""]
+        parts = [
+            f">= {self.above:g}" if self.above is not None else "",
+            f"<= {self.below:g}" if self.below is not None else "",
+        ]
         return " and ".join(part for part in parts if part)
 
 

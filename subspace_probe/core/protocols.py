@@ -176,9 +176,7 @@ class Finder(Protocol):
 class Metric(Protocol):
     """Behaviour to one number a prompt."""
 
-    def __call__(
-        self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]
-    ) -> Float[Tensor, " n"]: ...
+    def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]: ...
 
 
 class Check(Protocol):

@@ -184,7 +184,9 @@ class Report:
 
         head = "".join(f"<th>{name}</th>" for name in ("finding", "estimate", "95 % interval", "null", "n", "verdict"))
         rows = "".join(
-            "<tr>" + "".join(map(cell, (f.name, number(f.estimate), span(f.interval), span(f.null), f.n, f.verdict))) + "</tr>"
+            "<tr>"
+            + "".join(map(cell, (f.name, number(f.estimate), span(f.interval), span(f.null), f.n, f.verdict)))
+            + "</tr>"
             for f in self.findings
         )
         title = f"<b>{html.escape(self.study)}</b> on {html.escape(self.provenance.model)}"

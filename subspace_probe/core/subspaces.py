@@ -221,7 +221,9 @@ class Subspace:
     def _repr_html_(self) -> str:
         rows = {"rank": self.rank, "width": self.width, "site": self.site and self.site.short, "where": self.where}
         rows |= {"scale": ", ".join(f"{s:.3g}" for s in self.scale[:5].tolist()), "found": self.found} | self.notes
-        cells = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
+        cells = "".join(
+            f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
+        )
         return f"<b>Subspace</b><table>{cells}</table>"
 
     def __repr__(self) -> str:

@@ -75,9 +75,7 @@ def encode(
     )
 
 
-def render(
-    tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]
-) -> tuple[str, tuple[int, int] | None]:
+def render(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:
     """The text shown to the model, and the characters of the instruction in it; None for text shown as it is.
 
     Raises:
@@ -125,9 +123,7 @@ def _apply(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping
     return str(text)
 
 
-def _token_span(
-    offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, text: str
-) -> tuple[int, int]:
+def _token_span(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, text: str) -> tuple[int, int]:
     """First and last token that hold a character of the span."""
     if span is None:
         return -1, -1

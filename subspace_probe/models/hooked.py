@@ -1,7 +1,7 @@
 """The model that users call: prompts in, activations, logits and texts out."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +81,9 @@ class HookedModel:
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        digest.update(repr((getattr(self.tokenizer, "chat_template", None), sorted(self.template_kwargs.items()))).encode())
+        digest.update(
+            repr((getattr(self.tokenizer, "chat_template", None), sorted(self.template_kwargs.items()))).encode()
+        )
         return digest.hexdigest()
 
     def tokens(self, prompts: PromptsLike) -> TokenBatch:
@@ -217,7 +219,7 @@ class HookedModel:
         return self._copy(self.backend.named(name), self._standing)
 
     @contextmanager
-    def intervened(self, *interventions: Intervention) -> Iterator["HookedModel"]:
+    def intervened(self, *interventions: Intervention) -> Generator["HookedModel"]:
         """The same model with interventions standing: every call on it is edited. This one is left as it is."""
         yield self._copy(self.backend, compose(self._standing, self._edits(interventions)))
 

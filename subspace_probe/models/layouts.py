@@ -10,7 +10,9 @@ from typing import Any, final
 from subspace_probe.core.errors import BackendError
 from subspace_probe.core.sites import Stream
 
-_PARALLEL = "this model adds attention and MLP in parallel, so there is no state between them. Use attn_out or resid_post."
+_PARALLEL = (
+    "this model adds attention and MLP in parallel, so there is no state between them. Use attn_out or resid_post."
+)
 _FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
 
 

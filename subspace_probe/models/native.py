@@ -7,9 +7,9 @@ The user's model is not changed.
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -17,71 +17,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap
-from subspace_probe.core.errors import BackendError, ConfigError, ShapeError, SiteError, UnsupportedSite
+from subspace_probe.core.errors import BackendError, ConfigError, SiteError, UnsupportedSite
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
-from subspace_probe.core.sites import FORWARD_ORDER, Site, Stream
+from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import TokenBatch
+from subspace_probe.models.hooks import Pass, Stop, first, hook_block, module_input
 from subspace_probe.models.layouts import Layout, layout_of
-
-
-class _Stop(Exception):
-    """Ends a pass after the deepest site; never leaves this module."""
-
-
-@final
-@dataclass(eq=False)
-class _Pass:
-    """What the hooks of one pass share."""
-
-    reads: frozenset[Site]
-    writes: EditMap
-    n_heads: int
-    stop_after: Site | None
-    grad: bool
-    thread: int = field(default_factory=threading.get_ident)
-    ctx: EditContext | None = None
-    pre: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    captured: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
-    fired: set[Site] = field(default_factory=set[Site])
-
-    @property
-    def mine(self) -> bool:
-        return threading.get_ident() == self.thread
-
-    def visit(self, layer: int, stream: Stream, x: Tensor) -> Tensor:
-        """Edit, then read, every site of one stream of one block."""
-        here = [site for site in self.writes if site.layer == layer and site.stream == stream]
-        for site in here:
-            x = self._edited(site, x)
-            self.fired.add(site)
-        for site in self.reads:
-            if site.layer == layer and site.stream == stream:
-                value = x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
-                self.captured[site] = value if self.grad else value.detach()
-                self.fired.add(site)
-        if self.stop_after is not None and (layer, stream) == (self.stop_after.layer, self.stop_after.stream):
-            raise _Stop
-        return x
-
-    def _edited(self, site: Site, x: Tensor) -> Tensor:
-        assert self.ctx is not None  # set before every forward pass
-        if site.head is None:
-            return self._checked(site, x, self.writes[site](x, self.ctx))
-        heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))
-        heads[site.head] = self._checked(site, heads[site.head], self.writes[site](heads[site.head], self.ctx))
-        return torch.stack(heads, dim=-2).flatten(-2)
-
-    def _checked(self, site: Site, x: Tensor, edited: Tensor) -> Tensor:
-        if edited.shape != x.shape:
-            raise ShapeError(
-                f"The edit at {site.short} returned shape {tuple(edited.shape)} for activations of shape "
-                f"{tuple(x.shape)}. An edit returns the shape it was given."
-            )
-        bad = (~edited.isfinite()).flatten(1).any(dim=1)
-        if bool(bad.any()) and bool(x.isfinite().all()):
-            rows = bad.nonzero().flatten().tolist()
-            raise ShapeError(f"The edit at {site.short} returned non-finite values in rows {rows[:10]}. Lower its strength.")
-        return edited.to(x.device, x.dtype)
 
 
 @final
@@ -132,7 +73,9 @@ class NativeModel:
             return self._spec.d_head if site.head is not None else self._spec.d_head * self._spec.n_heads
         if site.stream == "mlp_post":
             weight = self.blocks[site.layer].get_submodule(self.layout.mlp_post).weight
-            return next(size for size in weight.shape if size != self._spec.d_model or weight.shape[0] == weight.shape[1])
+            return next(
+                size for size in weight.shape if size != self._spec.d_model or weight.shape[0] == weight.shape[1]
+            )
         return self._spec.d_model
 
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -182,7 +125,7 @@ class NativeModel:
                     logits = self._continue(prefix, logits_to_keep)
                 else:
                     logits = self._forward(batch, logits_to_keep)
-            except _Stop:
+            except Stop:
                 logits = None
         self._require_fired(state)
         return Run(logits, {site: state.captured[site] for site in sorted(state.reads, key=lambda s: s.order)})
@@ -197,7 +140,7 @@ class NativeModel:
         def record(index: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 if threading.get_ident() == thread:
-                    x, rest, named = _input(args, kwargs)
+                    x, rest, named = module_input(args, kwargs)
                     calls[index] = rest, named
                     if index == layer:
                         hidden.append(x)
@@ -274,13 +217,13 @@ class NativeModel:
         self._require_fired(state)
         return Generation(torch.stack(produced, dim=1), lengths)
 
-    def _state(self, reads: Collection[Site], writes: EditMap, grad: bool, stop_after: Site | None) -> _Pass:
+    def _state(self, reads: Collection[Site], writes: EditMap, grad: bool, stop_after: Site | None) -> Pass:
         resolved = {site.resolve(self._spec.n_layers): edit for site, edit in writes.items()}
         wanted = frozenset(site.resolve(self._spec.n_layers) for site in reads)
         for site in (*wanted, *resolved):
             self._require(site)
         stop = None if stop_after is None else stop_after.resolve(self._spec.n_layers)
-        return _Pass(wanted, resolved, self._spec.n_heads, stop, grad)
+        return Pass(wanted, resolved, self._spec.n_heads, stop, grad)
 
     def _require(self, site: Site) -> None:
         reason = self._spec.unsupported.get(site.stream)
@@ -292,7 +235,7 @@ class NativeModel:
         if site.head is not None and not 0 <= site.head < self._spec.n_heads:
             raise SiteError(f"{site.short} was asked for, but the model has heads 0 to {self._spec.n_heads - 1}.")
 
-    def _require_fired(self, state: _Pass) -> None:
+    def _require_fired(self, state: Pass) -> None:
         missing = sorted({*state.reads, *state.writes} - state.fired, key=lambda site: site.order)
         if missing:
             names = ", ".join(site.short for site in missing)
@@ -331,7 +274,7 @@ class NativeModel:
         hidden = prefix.hidden
         for index in range(prefix.layer, self._spec.n_layers):
             args, kwargs = prefix.calls[index]
-            hidden = _first(self.blocks[index](hidden, *args, **kwargs))
+            hidden = first(self.blocks[index](hidden, *args, **kwargs))
         head = self.hf.get_output_embeddings()
         if head is None:
             return None
@@ -340,77 +283,18 @@ class NativeModel:
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @contextmanager
-    def _hooked(self, state: _Pass) -> Iterator[None]:
+    def _hooked(self, state: Pass) -> Generator[None]:
         """Register the hooks a pass needs; they are gone when the block is left, however it is left."""
         sites = {*state.reads, *state.writes} | ({state.stop_after} if state.stop_after else set())
         handles: list[Any] = []
         try:
             for layer in sorted({site.layer for site in sites}):
                 streams = {site.stream for site in sites if site.layer == layer}
-                handles += self._hook_block(layer, streams, state)
+                handles += hook_block(self.blocks[layer], self.layout, layer, streams, state)
             yield
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _hook_block(self, layer: int, streams: set[Stream], state: _Pass) -> list[Any]:
-        block, layout, handles = self.blocks[layer], self.layout, list[Any]()
-        through_attn = "resid_mid" in streams and not layout.post_norm
-
-        def entering(stream: Stream) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if not state.mine:
-                    return None
-                x, rest, named = _input(args, kwargs)
-                x = state.visit(layer, stream, x)
-                if stream == "resid_pre" and through_attn:
-                    state.pre[layer] = x
-                return (x, *rest), named
-
-            return hook
-
-        def leaving(*visited: Stream) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-                if not state.mine:
-                    return None
-                x = _first(output)
-                for stream in visited:
-                    if stream == "resid_mid" and through_attn:
-                        mid = state.pre.pop(layer) + x
-                        # adding the difference moves the stream itself, which the second norm's input would not
-                        x = x + (state.visit(layer, "resid_mid", mid) - mid)
-                    else:
-                        x = state.visit(layer, stream, x)
-                return _with_first(output, x)
-
-            return hook
-
-        def watch(path: str, make: Callable[..., Any], entry: bool) -> None:
-            module = block.get_submodule(path) if path else block
-            if entry:
-                handles.append(module.register_forward_pre_hook(make, with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(make))
-
-        for stream in [s for s in FORWARD_ORDER if s in streams or (s == "resid_pre" and through_attn)]:
-            if stream == "resid_pre":
-                watch("", entering("resid_pre"), True)
-            elif stream == "z":
-                watch(layout.z, entering("z"), True)
-            elif stream == "mlp_post":
-                watch(layout.mlp_post, entering("mlp_post"), True)
-            elif stream == "attn_out":
-                # one hook for both: hooks of one module run in the order of registration
-                watch(layout.attn, leaving(*(("attn_out", "resid_mid") if through_attn else ("attn_out",))), False)
-            elif stream == "resid_mid" and not through_attn:
-                watch(layout.resid_mid, leaving("resid_mid"), False)
-            elif stream == "resid_mid" and "attn_out" not in streams:
-                watch(layout.attn, leaving("resid_mid"), False)
-            elif stream == "mlp_out":
-                watch(layout.mlp, leaving("mlp_out"), False)
-            elif stream == "resid_post":
-                watch("", leaving("resid_post"), False)
-        return handles
 
     def _check_identities(self) -> None:
         """The residual identities on four tokens, at the first and the last block; and that a pass can be continued."""
@@ -434,7 +318,9 @@ class NativeModel:
         if run.logits is not None:
             continued = self.run(batch, prefix=self.prefix(batch, last)).logits
             assert continued is not None
-            self._require_close(continued.float(), run.logits.float(), "continuing from the last block gives the logits")
+            self._require_close(
+                continued.float(), run.logits.float(), "continuing from the last block gives the logits"
+            )
 
     def _require_close(self, found: Tensor, wanted: Tensor, identity: str) -> None:
         tolerance = (1e-4 if wanted.dtype == self.hf.dtype else 5e-2) * max(1.0, float(wanted.abs().max()))
@@ -470,22 +356,6 @@ def _end_ids(hf: Any) -> list[int]:
     """Tokens that end a generation."""
     ends = hf.generation_config.eos_token_id if getattr(hf, "generation_config", None) else hf.config.eos_token_id
     return [] if ends is None else [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """A module's first argument, passed by position or by name, and the rest."""
-    if args:
-        return args[0], args[1:], kwargs
-    return kwargs["hidden_states"], (), {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-
-def _first(output: Any) -> Tensor:
-    """A module's output tensor; some families return tuples."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, x: Tensor) -> Any:
-    return (x, *output[1:]) if isinstance(output, tuple) else x
 
 
 def _has(block: nn.Module, path: str) -> bool:
