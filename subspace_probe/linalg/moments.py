@@ -122,12 +122,12 @@ class Moments:
 
 
 def class_moments(
-    batches: Iterable[tuple[Float[Tensor, "rows d"], Int[Tensor, " rows"]]], d: int, second: bool = False
+    batches: Iterable[tuple[Float[Tensor, "_ d"], Int[Tensor, " _"]]], d: int, second: bool = False
 ) -> dict[int, Moments]:
     """One pass over labelled batches: the moments of each class, keyed by label in ascending order.
 
     Args:
-        batches: Pairs of rows `[rows d]` and integer labels `[rows]`, for instance `Activations.batches(site)`.
+        batches: Rows `[rows d]` with integer labels `[rows]`, each batch of any length: `Activations.batches(site)`.
         d: Width of the rows.
         second: Keep scatters too; needed for covariances, not for mean differences.
 

@@ -49,7 +49,8 @@ def auroc_interval(
         `(estimate, low, high)`.
 
     Raises:
-        ValueError: As `auroc`, or if there are fewer than two clusters, or most draws hold one class only.
+        ValueError: As `auroc`, or if there are fewer than two clusters, or more than a tenth of the draws hold
+            one class only (there are two clusters or fewer of it).
     """
     rank, positive = _ranks("auroc_interval", scores, labels)
     members = cluster_index("auroc_interval", len(rank), clusters)
@@ -57,7 +58,7 @@ def auroc_interval(
     blocks = cluster_weights(count, draws, seed=seed, width=len(rank))
     drawn = torch.cat([_weighted_auroc(rank, positive, weights[:, members]) for weights in blocks])
     defined = drawn[~drawn.isnan()]
-    if 2 * len(defined) < draws:
+    if len(defined) < 0.9 * draws:
         raise ValueError(
             f"auroc_interval drew {draws} samples of {count} clusters; {draws - len(defined)} hold one class only. "
             "Add clusters of the rarer class."

@@ -1,0 +1,121 @@
+"""Angles against construction, scipy and simulation."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg, stats
+
+from subspace_probe.linalg.angles import (
+    chance_overlap,
+    cosine,
+    cosine_null,
+    isotropic_cosine_quantile,
+    mode_subspace_overlap,
+    overlap,
+    principal_angles,
+)
+from subspace_probe.linalg.bases import orthonormalise, random_directions, random_subspace
+
+
+def planted(angles: list[float], d: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two subspaces with these principal angles, in a random position."""
+    frame = random_subspace(2 * len(angles), d, seed=5, dtype=torch.float64)
+    a, b = frame[: len(angles)], frame[len(angles) :]
+    theta = torch.tensor(angles, dtype=torch.float64)[:, None]
+    turn = random_subspace(len(angles), len(angles), seed=6, dtype=torch.float64)
+    return a, turn @ (a * theta.cos() + b * theta.sin())
+
+
+def test_cosine_is_signed_and_accurate() -> None:
+    a, b = torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0])
+    assert cosine(a, b) == pytest.approx(0.96, abs=1e-15)
+    assert cosine(a, -b) == pytest.approx(-0.96, abs=1e-15)
+    assert cosine(a, a) <= 1.0
+    tiny = torch.tensor([1e-200, 1e-200], dtype=torch.float64)
+    assert cosine(tiny, tiny) == pytest.approx(1.0)
+    assert cosine(a.bfloat16(), a.bfloat16()) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="the second is zero or not finite"):
+        cosine(a, torch.zeros(2))
+    with pytest.raises(ValueError, match="widths 2 and 3"):
+        inspect.unwrap(cosine)(a, torch.ones(3))
+
+
+def test_principal_angles_are_accurate_at_both_ends() -> None:
+    angles = [1e-12, 1e-7, 0.3, math.pi / 2 - 1e-9]
+    a, b = planted(angles)
+    np.testing.assert_allclose(principal_angles(a, b), angles, rtol=1e-3, atol=1e-15)
+    # Control: the arc cosine alone cannot see the small ones.
+    naive = torch.linalg.svdvals(a @ b.T).clamp(max=1).acos()
+    assert abs(float(naive[0]) - 1e-12) > 1e-9 or float(naive[0]) == 0.0
+
+
+@pytest.mark.parametrize(("k", "l"), [(1, 1), (2, 5), (5, 2), (4, 4), (7, 6)])
+def test_principal_angles_agree_with_scipy(k: int, l: int) -> None:  # noqa: E741
+    rows = torch.randn(k + l, 10, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    a, b = rows[:k], rows[k:]  # not orthonormal: only the span counts
+    expected = np.sort(linalg.subspace_angles(a.numpy().T, b.numpy().T))
+    np.testing.assert_allclose(principal_angles(a, b), expected, atol=1e-10)
+
+
+def test_overlap_is_the_mean_squared_cosine() -> None:
+    angles = [0.1, 0.5, 1.2]
+    a, b = planted(angles)
+    expected = float(np.mean(np.cos(angles) ** 2))
+    assert overlap(a, b) == pytest.approx(expected, abs=1e-12)
+    assert mode_subspace_overlap(a, b) == pytest.approx(expected, abs=1e-12)
+    assert overlap(a, -b) == overlap(a, b)  # unsigned
+    assert overlap(a[:2], a) == pytest.approx(1.0)  # contained
+    assert mode_subspace_overlap(a.float(), b.float()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_mode_subspace_overlap_refuses_what_its_formula_does_not_hold_for() -> None:
+    a, b = planted([0.1, 0.5])
+    skewed = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64) @ b  # same span
+    assert overlap(a, skewed) == pytest.approx(overlap(a, b))
+    assert float((a @ skewed.T).square().sum() / 2) > 1.1  # what the formula alone would say
+    with pytest.raises(ValueError, match="orthonormal bases; the second is off"):
+        mode_subspace_overlap(a, skewed)
+
+
+@pytest.mark.parametrize(("k", "l", "d"), [(1, 1, 20), (2, 6, 20), (8, 3, 20)])
+def test_chance_overlap_is_the_mean_over_random_subspaces(k: int, l: int, d: int) -> None:  # noqa: E741
+    fixed = random_subspace(l, d, seed=10_000)
+    drawn = torch.tensor([overlap(random_subspace(k, d, seed=seed), fixed) for seed in range(150)])
+    error = float(drawn.std()) / 150**0.5
+    assert abs(float(drawn.mean()) - chance_overlap(k, l, d)) < 4 * error
+    with pytest.raises(ValueError, match="ranks run from 1 to 20"):
+        chance_overlap(0, l, d)
+
+
+def test_isotropic_quantile_matches_simulation_and_closed_forms() -> None:
+    assert isotropic_cosine_quantile(2, 0.75) == pytest.approx(math.cos(math.pi / 4))  # arcsine law
+    assert isotropic_cosine_quantile(3, 0.75) == pytest.approx(0.5)  # Archimedes: uniform on [-1, 1]
+    assert isotropic_cosine_quantile(4096, 0.975) == pytest.approx(1.96 / 64, rel=1e-3)  # nearly normal
+    drawn = random_directions(100_000, 16, seed=0, dtype=torch.float64)[:, 0]
+    assert float(drawn.quantile(0.9)) == pytest.approx(isotropic_cosine_quantile(16, 0.9), abs=0.005)
+    with pytest.raises(ValueError, match=r"d=1, q=0\.5"):
+        isotropic_cosine_quantile(1, 0.5)
+
+
+def test_cosine_null_is_isotropic_for_white_data_and_wider_otherwise() -> None:
+    d = 32
+    white = cosine_null(torch.eye(d), n=4000, seed=0)
+    beta = stats.beta((d - 1) / 2, (d - 1) / 2, loc=-1, scale=2)
+    assert stats.kstest(white.numpy(), beta.cdf).pvalue > 1e-3
+    spiked = torch.eye(d)
+    spiked[0, 0] = 200.0
+    null = cosine_null(spiked, n=4000, seed=0)
+    assert null.dtype == torch.float64
+    # Judged by the isotropic formula most unrelated pairs of this data look related; by their own null 5 % do.
+    edge = isotropic_cosine_quantile(d, 0.975)
+    assert float((null.abs() > edge).double().mean()) > 0.5
+    fresh = cosine_null(spiked, n=4000, seed=1)
+    assert float((fresh.abs() > null.abs().quantile(0.95)).double().mean()) == pytest.approx(0.05, abs=0.015)
+
+
+def test_rank_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="one has rank 0"):
+        overlap(torch.zeros(0, 3), orthonormalise(torch.ones(1, 3)))
