@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self, final
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -143,17 +142,17 @@ class Activations:
     def where_prompts(self, keep: Contrast) -> Self:
         """The rows whose prompts are in `keep`, a selection of this one's prompts."""
         wanted = {id(prompt) for prompt in keep.prompts}
-        rows = [i for i, p in enumerate(self.prompt.tolist()) if id(self.contrast.prompts[p]) in wanted]
+        rows = [i for i, p in enumerate(map(int, self.prompt)) if id(self.contrast.prompts[p]) in wanted]
         return self.take(torch.tensor(rows, dtype=torch.long))
 
     def select(self, label: int | None = None, **factors: int) -> Self:
         """The rows with the given label and factors."""
-        keep = np.ones(self.rows.n, dtype=bool)
+        keep = torch.ones(self.rows.n, dtype=torch.bool)
         if label is not None:
-            keep &= self.labels.numpy() == label
+            keep &= self.labels == label
         for name, value in factors.items():
-            keep &= self.factor(name).numpy() == value
-        return self.take(torch.from_numpy(keep.nonzero()[0]))
+            keep &= self.factor(name) == value
+        return self.take(keep.nonzero().flatten())
 
     def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
         """Two parts that share no pair and no group."""

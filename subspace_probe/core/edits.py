@@ -4,7 +4,7 @@ An edit is out of place and differentiable. It is called once per forward pass w
 says itself which tokens it touches, so that several edits of one site, each with its own positions, compose.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -83,6 +83,26 @@ class Then:
         return self.second(self.first(x, ctx), ctx)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Several edits of one site, each on its own copy of the batch: copies are stacked on the batch axis.
+
+    Args:
+        edits: one a copy; None leaves its copy alone.
+        batch: the prompts of one copy.
+    """
+
+    edits: Sequence[Edit | None]
+    batch: TokenBatch
+
+    def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
+        n = self.batch.size
+        part = EditContext(self.batch, ctx.positions[:n], ctx.real[:n], ctx.step)
+        copies = x.split(n)
+        return torch.cat([c if edit is None else edit(c, part) for c, edit in zip(copies, self.edits, strict=True)])
+
+
 def compose(*maps: EditMap) -> EditMap:
     """One edit map out of several; at a shared site they apply in the order given."""
     merged: dict[Site, Edit] = {}
@@ -90,12 +110,3 @@ def compose(*maps: EditMap) -> EditMap:
         for site, edit in edits.items():
             merged[site] = Then(merged[site], edit) if site in merged else edit
     return merged
-
-
-def add(vector: Float[Tensor, " d"], strength: float = 1.0) -> Callable[[Tensor, Tensor], Tensor]:
-    """The change that adds `strength * vector` to every selected state."""
-
-    def change(x: Tensor, rows: Tensor) -> Tensor:
-        return x + strength * vector.to(x.device, torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-
-    return change

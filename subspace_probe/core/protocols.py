@@ -137,7 +137,7 @@ class Model(Protocol):
         prefix: Prefix | None = None,
     ) -> Run: ...
 
-    def prefix(self, batch: TokenBatch, layer: int) -> Prefix: ...
+    def prefix(self, batch: TokenBatch, layer: int, *, writes: EditMap = NO_EDITS) -> Prefix: ...
 
     def generate(
         self,
@@ -160,7 +160,6 @@ class Intervention(Protocol):
     def subspace(self) -> Subspace: ...
     @property
     def where(self) -> Where: ...
-    def sites(self, n_layers: int) -> tuple[Site, ...]: ...
     def edits(self, n_layers: int) -> EditMap: ...
     def with_subspace(self, subspace: Subspace) -> Self: ...
 
@@ -171,6 +170,13 @@ class Finder(Protocol):
     name: ClassVar[str]
 
     def fit(self, acts: Activations, site: Site) -> Subspace: ...
+
+
+class TokenSource(Protocol):
+    """What turns words into the tokens a model would answer with."""
+
+    def token_ids(self, words: Sequence[str]) -> list[int]: ...
+    def behaviour_ids(self, behaviour: str) -> list[int]: ...
 
 
 class Metric(Protocol):
@@ -201,4 +207,5 @@ __all__ = [
     "Prefix",
     "Run",
     "Step",
+    "TokenSource",
 ]

@@ -108,15 +108,22 @@ class HookedModel:
         prefix: Prefix | None = None,
     ) -> Run:
         """One forward pass, some sites read, some edited: the primitive under everything. See `NativeModel.run`."""
+        lowest = prefix.layer if prefix else 0  # standing edits below a prefix are already in it
+        standing = {site: edit for site, edit in self._standing.items() if site.layer >= lowest}
         return self.backend.run(
             batch,
             reads=reads,
-            writes=compose(self._standing, writes),
+            writes=compose(standing, writes),
             grad=grad,
             stop_after=stop_after,
             logits_to_keep=logits_to_keep,
             prefix=prefix,
         )
+
+    def prefix(self, batch: TokenBatch, layer: int) -> Prefix:
+        """The state in front of a block, to continue passes from. See `NativeModel.prefix`."""
+        below = {site: edit for site, edit in self._standing.items() if site.layer < layer}
+        return self.backend.prefix(batch, layer, writes=below)
 
     def capture(
         self,
@@ -265,7 +272,7 @@ class HookedModel:
 
     def _edits(self, interventions: Sequence[Intervention]) -> EditMap:
         for intervention in interventions:
-            for site in intervention.sites(self.spec.n_layers):
+            for site in intervention.edits(self.spec.n_layers):
                 intervention.subspace.require_width(self.backend.width(site))
         return compose(*(intervention.edits(self.spec.n_layers) for intervention in interventions))
 

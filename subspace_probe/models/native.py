@@ -130,10 +130,16 @@ class NativeModel:
         self._require_fired(state)
         return Run(logits, {site: state.captured[site] for site in sorted(state.reads, key=lambda s: s.order)})
 
-    def prefix(self, batch: TokenBatch, layer: int) -> Prefix:
-        """Run up to block `layer` once, to continue from there many times with `run(prefix=...)`."""
+    def prefix(self, batch: TokenBatch, layer: int, *, writes: EditMap = NO_EDITS) -> Prefix:
+        """Run up to block `layer` once, to continue from there many times with `run(prefix=...)`.
+
+        Args:
+            writes: edits below `layer`, part of the state that is kept.
+        """
         batch = batch.to(self.device)
         Site(layer).resolve(self._spec.n_layers)
+        state = self._state((), writes, False, None)
+        state.ctx = EditContext(batch, batch.positions, batch.mask)
         thread, hidden = threading.get_ident(), list[Tensor]()
         calls: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
 
@@ -150,7 +156,7 @@ class NativeModel:
         chosen = range(layer, self._spec.n_layers)
         handles = [self.blocks[i].register_forward_pre_hook(record(i), with_kwargs=True) for i in chosen]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._hooked(state):
                 self._forward(batch, 1)
         finally:
             for handle in handles:

@@ -1,0 +1,121 @@
+"""Many conditions on the same prompts, in few passes.
+
+Conditions are stacked on the batch axis and edited slice-wise; whatever lies below the lowest edited site is computed
+once for all of them (`Prefix`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from subspace_probe.core.edits import Edit, EditMap, Stacked
+from subspace_probe.core.prompts import Prompt
+from subspace_probe.core.protocols import Intervention, Metric
+from subspace_probe.core.sites import Site
+from subspace_probe.models.hooked import HookedModel
+
+Condition = Intervention | None
+"""An intervention, or nothing: the clean run."""
+
+
+def outcomes(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    metrics: Sequence[Metric],
+    *,
+    batch_tokens: int = 32768,
+    progress: bool = False,
+    name: str = "conditions",
+) -> Float[Tensor, "metric condition n"]:
+    """Every metric of every prompt under every condition, shape [metric, condition, n].
+
+    Args:
+        batch_tokens: how many tokens, pads included and conditions counted, one pass may have.
+    """
+
+    def reduce(logits: Tensor, rows: list[int]) -> Tensor:
+        shown = [prompts[row] for row in rows]
+        return torch.stack([metric(logits, shown).double() for metric in metrics])
+
+    shape = (len(metrics), len(conditions), len(prompts))
+    return _map(model, prompts, conditions, reduce, shape, batch_tokens, progress, name)
+
+
+def condition_logits(
+    model: HookedModel, prompts: Sequence[Prompt], conditions: Sequence[Condition], *, batch_tokens: int = 32768
+) -> Float[Tensor, "condition n d_vocab"]:
+    """Last-token logits under every condition; for few conditions, since nothing is reduced."""
+
+    def keep(logits: Tensor, rows: list[int]) -> Tensor:
+        return logits.T  # vocabulary in front, as metrics are
+
+    shape = (model.spec.d_vocab, len(conditions), len(prompts))
+    out = _map(model, prompts, conditions, keep, shape, batch_tokens, False, "")
+    return out.permute(1, 2, 0).float()
+
+
+def _map(
+    model: HookedModel,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    reduce: Callable[[Tensor, list[int]], Tensor],
+    shape: tuple[int, int, int],
+    batch_tokens: int,
+    progress: bool,
+    name: str,
+) -> Tensor:
+    n_layers = model.spec.n_layers
+    maps = [_hoisted(condition.edits(n_layers), n_layers) if condition else {} for condition in conditions]
+    lowest = min((site.layer for edits in maps for site in edits), default=n_layers - 1)
+    batch = model.tokens(prompts)
+    order = sorted(range(batch.size), key=lambda row: int(batch.lengths[row]))
+    out = torch.full(shape, float("nan"), dtype=torch.float64)
+    bar: Callable[..., Any] = tqdm
+    with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
+        for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
+            part = batch.rows(rows)
+            prefix = model.prefix(part, lowest)
+            per_pass = max(1, batch_tokens // part.ids.numel())
+            for start in range(0, len(maps), per_pass):
+                some = maps[start : start + per_pass]
+                stacked = prefix.repeat(len(some))
+                writes = _stack(some, prefix.batch)
+                logits = model.run(stacked.batch, writes=writes, prefix=stacked, logits_to_keep=1).logits
+                if logits is None:
+                    raise RuntimeError("a pass that was not stopped gave no logits")
+                for copy, values in enumerate(logits[:, -1].float().cpu().split(len(rows))):
+                    out[:, start + copy, rows] = reduce(values, rows).to(out.dtype)
+                shown.update(len(rows) * len(some))
+    return out
+
+
+def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:
+    """Prompts of similar length together, so that a pass holds many conditions of a few prompts."""
+    chunks: list[list[int]] = [[]]
+    for row in order:
+        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[row] > max(1, budget // 8):
+            chunks.append([])
+        chunks[-1].append(row)
+    return chunks
+
+
+def _hoisted(edits: EditMap, n_layers: int) -> EditMap:
+    """Edits of resid_post[l] moved to resid_pre[l + 1], the same tensor, so that block l need not run again."""
+    moved: dict[Site, Edit] = {}
+    for site, edit in edits.items():
+        liftable = site.stream == "resid_post" and site.layer + 1 < n_layers
+        target = Site(site.layer + 1, "resid_pre") if liftable else site
+        if target in edits and target != site:
+            return edits  # both names of one tensor are edited: leave their order alone
+        moved[target] = edit
+    return moved
+
+
+def _stack(maps: Sequence[EditMap], batch: Any) -> EditMap:
+    sites = {site for edits in maps for site in edits}
+    return {site: Stacked([edits.get(site) for edits in maps], batch) for site in sites}

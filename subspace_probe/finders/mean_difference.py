@@ -1,0 +1,130 @@
+"""Difference of class means."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.errors import ConfigError, DataError
+from subspace_probe.core.sites import Site
+from subspace_probe.core.subspaces import Subspace
+from subspace_probe.linalg.moments import Moments
+from subspace_probe.linalg.permutations import permutation_p, permute_labels
+
+
+@final
+@dataclass(frozen=True)
+class MeanDifference:
+    """Mean of the positive class minus mean of the negative one, raw length (Arditi et al. 2024, eq. 1).
+
+    The scale of the result is the gap between the class means, its origin their midpoint, its sign points to the
+    positive class. Accumulated in float64. The direction counts as found when the gap is longer than 95 % of the gaps
+    under permuted labels; otherwise it is returned with `found=False`.
+
+    Args:
+        paired: average the differences within minimal pairs, and use only rows whose pair has both classes.
+        strata: a factor; the differences within each of its values are averaged with equal weight, so that the factor
+            cannot leak into the direction. In a 2 x 2 design the other variable.
+        null_draws: label permutations behind `found`; 0 skips the test.
+        seed: of the permutations.
+    """
+
+    name: ClassVar[str] = "mean_difference"
+
+    paired: bool = False
+    strata: str | None = None
+    null_draws: int = 199
+    seed: int = 0
+
+    def fit(self, acts: Activations, site: Site) -> Subspace:
+        """Fit on activations, in memory or on disk.
+
+        Raises:
+            DataError: a class (or a class within a stratum) without rows; no complete pair.
+            ShapeError: non-finite activations.
+        """
+        labels = acts.labels
+        weights = self._weights(acts, labels)
+        nulls = [self._weights(acts, self.permuted(acts, self.seed + draw)) for draw in range(self.null_draws)]
+        positive = Moments.empty(acts.rows.width(site), second=False)
+        negative = Moments.empty(acts.rows.width(site), second=False)
+        sums = torch.zeros(1 + len(nulls), acts.rows.width(site), dtype=torch.float64)
+        stacked, start = torch.stack([weights, *nulls]), 0
+        for block, block_labels in acts.batches(site):
+            positive = positive.update(block[block_labels == 1])
+            negative = negative.update(block[block_labels == 0])
+            sums += stacked[:, start : start + len(block)] @ block.double()
+            start += len(block)
+        gap, null = sums[0], sums[1:].norm(dim=1)
+        length = float(gap.norm())
+        p = permutation_p(length, null, side="greater") if len(null) else float("nan")
+        if length <= 1e-12 * (1 + float(positive.mean.norm())):
+            # no gap at all, as at layer 0 of template tokens: a unit vector would be noise
+            return self._result(torch.eye(len(gap))[0].double(), gap * 0, acts, site, False, {"gap": 0.0, "p": 1.0})
+        origin = (positive.mean + negative.mean) / 2
+        notes = {
+            "gap": length,
+            "null_gap_95": float(null.quantile(0.95)) if len(null) else None,
+            "p": p,
+            "n_positive": positive.n,
+            "n_negative": negative.n,
+        }
+        return self._result(gap, origin, acts, site, not p > 0.05, notes)
+
+    def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:
+        """The labels under the null that they do not matter: exchanged within pairs, or within strata."""
+        labels = acts.labels
+        if self.paired:
+            return permute_labels(labels, pairs=acts.pairs, seed=seed)
+        if self.strata is None:
+            return permute_labels(labels, seed=seed)
+        strata, out = acts.factor(self.strata), labels.clone()
+        for value in strata.unique():
+            out[strata == value] = permute_labels(labels[strata == value], seed=seed)
+        return out
+
+    def _result(
+        self,
+        gap: Float[Tensor, " d"],
+        origin: Float[Tensor, " d"],
+        acts: Activations,
+        site: Site,
+        found: bool,
+        notes: dict[str, Any],
+    ) -> Subspace:
+        settings = {"finder": self.name, "paired": self.paired, "strata": self.strata}
+        return Subspace.span(
+            gap, origin=origin, site=site, where=acts.where, found=found, notes={**settings, **notes, **acts.notes}
+        )
+
+    def _weights(self, acts: Activations, labels: Tensor) -> Float[Tensor, " n"]:
+        """One weight a row, so that the direction is their weighted sum."""
+        if self.paired and self.strata:
+            raise ConfigError("MeanDifference was given both paired and strata. Pairs already hold factors fixed; use one.")
+        if self.paired:
+            return _paired_weights(labels, acts.pairs)
+        strata = torch.zeros_like(labels) if self.strata is None else acts.factor(self.strata)
+        weights = torch.zeros(len(labels), dtype=torch.float64)
+        values = strata.unique()
+        for value in values:
+            for label, sign in ((1, 1.0), (0, -1.0)):
+                rows = (strata == value) & (labels == label)
+                if not bool(rows.any()):
+                    inside = "" if self.strata is None else f" with {self.strata}={int(value)}"
+                    raise DataError(f"There are no rows of label {label}{inside} among {len(labels)}. Both are needed.")
+                weights[rows] = sign / (int(rows.sum()) * len(values))
+        return weights
+
+
+def _paired_weights(labels: Tensor, pairs: Tensor) -> Float[Tensor, " n"]:
+    _, index = pairs.unique(return_inverse=True)
+    count = torch.zeros(2, int(index.max()) + 1, dtype=torch.float64)
+    count.index_put_((labels, index), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
+    complete = (count > 0).all(0)
+    if not bool(complete.any()):
+        raise DataError("No pair has both a positive and a negative row. Give 'pair' numbers, or paired=False.")
+    weights = (labels.double() * 2 - 1) / count[labels, index]
+    return torch.where(complete[index], weights / complete.sum(), 0.0)

@@ -1,0 +1,13 @@
+"""Edits with a name: what they claim to do, at which sites, to which tokens."""
+
+from subspace_probe.core.registry import Registry
+
+INTERVENTIONS = Registry(
+    "intervention",
+    {
+        "steer": "subspace_probe.interventions.steer:Steer",
+        "ablate": "subspace_probe.interventions.ablate:Ablate",
+    },
+    group="subspace_probe.interventions",
+)
+"""Name to class. A new intervention is one file and one line here."""
