@@ -1,0 +1,35 @@
+"""Intervals of the kinds that findings carry; by group, so that near-duplicates do not count as evidence."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from subspace_probe.core.findings import Interval
+from subspace_probe.linalg import ranking, resampling
+
+
+def mean_of(values: Tensor, groups: Sequence[int] | Tensor, *, seed: int) -> tuple[float, Interval]:
+    """Mean with its bootstrap interval by group; a rate of 0 or 1 gets Wilson's, which does not shrink to a point."""
+    values, clusters = values.double(), torch.as_tensor(groups)
+    n_clusters = len(clusters.unique())
+    if n_clusters < 2:
+        return float(values.mean()), Interval(float("nan"), float("nan"), of="one group only: no interval")
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest == highest and lowest in (0.0, 1.0):
+        _, low, high = resampling.wilson_interval(int(lowest) * n_clusters, n_clusters)
+        return lowest, Interval(low, high, of=f"{n_clusters} groups of prompts, Wilson")
+    estimate, low, high = resampling.bootstrap_interval(values, clusters=clusters, seed=seed)
+    return estimate, Interval(low, high, of=f"{n_clusters} groups of prompts, bootstrap")
+
+
+def auroc_of(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int) -> tuple[float, Interval]:
+    """AUROC with its bootstrap interval by group."""
+    estimate, low, high = ranking.auroc_interval(scores.double(), labels, clusters=groups, seed=seed)
+    return estimate, Interval(low, high, of="groups of prompts, bootstrap")
+
+
+def range_of(draws: Tensor, of: str) -> Interval:
+    """The range that holds 95 % of a null's draws."""
+    low, high = (float(q) for q in draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)))
+    return Interval(low, high, of=of)

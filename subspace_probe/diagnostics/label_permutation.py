@@ -1,0 +1,60 @@
+"""Is it the labels, or would any difference of means do?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.findings import Finding
+from subspace_probe.core.protocols import Finder
+from subspace_probe.core.subspaces import Subspace
+from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.linalg.permutations import permute_labels
+
+
+def permuted_fits(finder: Finder, acts: Activations, like: Subspace, *, draws: int, seed: int) -> list[Subspace]:
+    """Subspaces found under permuted labels, each given the steps of `like`."""
+    fits: list[Subspace] = []
+    site = like.site or acts.sites[0]
+    for draw in range(seed, seed + draws):
+        labels = permute_labels(torch.tensor(acts.contrast.labels), seed=draw)
+        fit = finder.fit(acts.with_labels(tuple(labels.tolist())), site)
+        fits.append(Subspace(fit.basis, like.scale, like.origin, like.site, like.where, notes={"finder": "permuted"}))
+    return fits
+
+
+@final
+@dataclass(frozen=True)
+class LabelPermutation:
+    """The same finder on the same activations under permuted labels, at the same step.
+
+    Null: the mean effect of `draws` such directions, which lie in the data's own directions of variation, a harder
+    null than isotropic ones. Cannot see: a confound that travels with the labels.
+    """
+
+    name: ClassVar[str] = "permutation"
+    question: ClassVar[str] = "Does the direction found under shuffled labels do the same?"
+
+    draws: int = 50
+
+    def missing(self, case: Case) -> str:
+        """Needs the finder and what it was fitted on."""
+        return "" if case.finder and case.acts else "audit was not told how the subspace was found (refit=...)."
+
+    def conditions(self, case: Case) -> Sequence[Condition]:
+        """One condition a draw."""
+        if case.finder is None or case.acts is None:
+            return []
+        fits = permuted_fits(case.finder, case.acts, case.subspace, draws=self.draws, seed=case.seed)
+        return [case.intervention.with_subspace(fit) for fit in fits]
+
+    def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
+        """The effect against the range under permuted labels."""
+        null = range_of((values - case.clean).mean(1), f"{self.draws} directions from permuted labels")
+        return [case.finding(self.name, "the effect is beyond that of directions found under shuffled labels", null=null)]

@@ -1,0 +1,68 @@
+"""What else does it change?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspace_probe.core.findings import Finding
+from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.conditions import Condition, condition_logits
+from subspace_probe.diagnostics.intervals import mean_of, range_of
+from subspace_probe.diagnostics.random_controls import random_like
+from subspace_probe.metrics.answers import Accuracy
+from subspace_probe.metrics.behaviour import kl
+
+
+@final
+@dataclass(frozen=True)
+class Specificity:
+    """Harm done elsewhere, on prompts that have nothing to do with the behaviour.
+
+    KL from clean to edited next-token distributions (nats), with random directions of the same length as reference, and
+    where the prompts carry answers the change in accuracy, judged against a margin of three points.
+    """
+
+    name: ClassVar[str] = "specificity"
+    question: ClassVar[str] = "Does it leave other behaviour alone?"
+
+    draws: int = 10
+    margin: float = 0.03
+
+    def missing(self, case: Case) -> str:
+        """Needs neutral prompts."""
+        return "" if case.neutral is not None else "audit was given no neutral prompts (neutral=...)."
+
+    def conditions(self, case: Case) -> Sequence[Condition]:
+        """Runs on its own prompts."""
+        return []
+
+    def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
+        """KL and accuracy on the neutral prompts."""
+        if case.neutral is None:
+            return []
+        seeds = range(case.seed + 2000, case.seed + 2000 + self.draws)
+        randoms = [case.intervention.with_subspace(random_like(case.subspace, seed=seed)) for seed in seeds]
+        prompts, groups = case.neutral.prompts, case.neutral.groups
+        logits = condition_logits(case.model, prompts, [None, case.intervention, *randoms])
+        moved = torch.stack([kl(logits[0], edited) for edited in logits[1:]])
+        estimate, interval = mean_of(moved[0], groups, seed=case.seed)
+        null = range_of(moved[1:].mean(1), f"{self.draws} random directions")
+        note = f"mean KL on other prompts {estimate:.3g} nats; random directions {null.low:.3g} to {null.high:.3g}"
+        claim = "other behaviour changes no more than under random directions"
+        verdict = "supported" if interval.high <= null.high else "refuted" if interval.low > null.high else "inconclusive"
+        found = [Finding("control.specificity.kl", claim, estimate, interval, null, len(prompts), verdict, note=note)]
+        if all(prompt.answer for prompt in prompts):
+            right = torch.stack([Accuracy(case.model)(row, prompts) for row in logits])
+            change, spread = mean_of(right[1] - right[0], groups, seed=case.seed)
+            drawn = range_of((right[2:] - right[0]).mean(1), f"{self.draws} random directions")
+            kept = "supported" if spread.low >= -self.margin else "refuted" if spread.high < -self.margin else "inconclusive"
+            note = f"accuracy on other skills {float(right[0].mean()):.3f} before, {float(right[1].mean()):.3f} after"
+            claim = "accuracy on other skills falls by less than three points"
+            found.append(
+                Finding("control.specificity.accuracy", claim, change, spread, drawn, len(prompts), kept, note=note)
+            )
+        return found

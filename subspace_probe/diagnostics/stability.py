@@ -1,0 +1,75 @@
+"""Is the same subspace found again on other prompts?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.protocols import Finder
+from subspace_probe.core.sites import Site
+from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.linalg.permutations import permute_labels
+
+
+def split_half_overlaps(
+    finder: Finder, acts: Activations, site: Site, *, draws: int, seed: int, permuted: bool = False
+) -> Float[Tensor, " draws"]:
+    """Similarity of subspaces found on two halves that share no group: signed cosine at rank one, else overlap."""
+    found: list[float] = []
+    for draw in range(seed, seed + draws):
+        source = acts
+        if permuted:
+            labels = permute_labels(torch.tensor(acts.contrast.labels), seed=draw)
+            source = acts.with_labels(tuple(labels.tolist()))
+        first, second = (finder.fit(half, site) for half in source.split(0.5, seed=draw))
+        found.append(first.cosine(second) if first.rank == 1 else first.overlap(second))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@final
+@dataclass(frozen=True)
+class Stability:
+    """Cosine between directions found on two halves of the data.
+
+    Null: the same under permuted labels. Expected near 1 for a direction that the data determine. Cannot see whether
+    the direction is used.
+    """
+
+    name: ClassVar[str] = "stability"
+    question: ClassVar[str] = "Is the same direction found again on other prompts?"
+
+    draws: int = 30
+
+    def missing(self, case: Case) -> str:
+        """Needs the finder and what it was fitted on."""
+        return "" if case.finder and case.acts else "audit was not told how the subspace was found (refit=...)."
+
+    def conditions(self, case: Case) -> Sequence[Condition]:
+        """Needs no pass."""
+        return []
+
+    def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
+        """Split halves against split halves under permuted labels."""
+        if case.finder is None or case.acts is None:
+            return []
+        site = case.subspace.site or case.acts.sites[0]
+        halves = split_half_overlaps(case.finder, case.acts, site, draws=self.draws, seed=case.seed)
+        null = split_half_overlaps(case.finder, case.acts, site, draws=self.draws, seed=case.seed, permuted=True)
+        spread = range_of(halves, f"{self.draws} split halves")
+        found = Finding(
+            "control.stability",
+            "the same direction is found on disjoint halves of the prompts",
+            float(halves.median()),
+            Interval(spread.low, spread.high, of=spread.of),
+            range_of(null, f"{self.draws} split halves under permuted labels"),
+            case.acts.rows.n,
+            note=f"median cosine between halves {float(halves.median()):.3f}",
+        )
+        return [found.judged("above", margin=0.1)]
