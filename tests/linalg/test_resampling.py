@@ -29,14 +29,14 @@ def clustered(seed: int, clusters: int = 30, rows: int = 10) -> tuple[torch.Tens
 
 
 def test_the_interval_of_the_mean_is_scipys_bca() -> None:
-    values = skewed(40, seed=0)
+    values = skewed(15, seed=0).pow(3)  # heavy-tailed: bias correction and acceleration both matter
     estimate, low, high = bootstrap_interval(values, draws=20_000, seed=0)
     reference = stats.bootstrap((values.numpy(),), np.mean, n_resamples=20_000, method="BCa", rng=1)
     expected = reference.confidence_interval
     width = expected.high - expected.low
     assert estimate == pytest.approx(float(values.mean()))
-    assert abs(low - expected.low) < 0.02 * width
-    assert abs(high - expected.high) < 0.02 * width
+    assert abs(low - expected.low) < 0.04 * width
+    assert abs(high - expected.high) < 0.04 * width
     # Control: the percentile interval is measurably elsewhere on skewed data, so the correction is really applied.
     percentile = stats.bootstrap((values.numpy(),), np.mean, n_resamples=20_000, method="percentile", rng=1)
     assert abs(percentile.confidence_interval.high - high) > 0.03 * width
