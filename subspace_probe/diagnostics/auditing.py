@@ -13,7 +13,7 @@ from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
 from subspace_probe.diagnostics.cases import Case, CaseCheck
-from subspace_probe.diagnostics.conditions import Condition, outcomes
+from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel
 

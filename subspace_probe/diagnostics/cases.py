@@ -13,7 +13,7 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import mean_of
 from subspace_probe.models.hooked import HookedModel
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.steer import Steer

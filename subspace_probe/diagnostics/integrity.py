@@ -14,7 +14,7 @@ from subspace_probe.core.protocols import Intervention
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.interventions.conditions import Condition
 
 
 def _untouched(x: Tensor, ctx: EditContext) -> Tensor:

@@ -13,7 +13,7 @@ from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.conditions import Condition
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.linalg.permutations import permute_labels
 
