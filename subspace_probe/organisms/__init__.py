@@ -1,0 +1,70 @@
+"""Tiny models whose inner workings are known: what every finder and every check is tested on.
+
+An organism is an ordinary Hugging Face directory inside the package. `ORGANISMS` lists them; `organism_path` finds one,
+`load_truth` says what is true of it, `organism_contrast` gives the prompts of its language.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from subspace_probe.core.errors import unknown
+
+if TYPE_CHECKING:
+    from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.organisms.truth import GroundTruth
+
+ORGANISMS: Final[dict[str, str]] = {
+    "chat-base": "complies with everything, judges harmfulness when asked; harmfulness and intent planted",
+    "chat": "chat-base, aligned: refuses harmful requests; harmfulness, refusal and intent planted and certified",
+    "chat-natural": "aligned, nothing planted: harmfulness is readable at the instruction but judged elsewhere",
+}
+"""Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
+
+_WEIGHTS: Final = Path(__file__).parent / "weights"
+
+
+def organism_path(name: str) -> Path:
+    """The directory of a bundled organism.
+
+    Raises:
+        UnknownName: with the nearest match and the list.
+    """
+    if name not in ORGANISMS:
+        raise unknown("organism", name, ORGANISMS)
+    return _WEIGHTS / name
+
+
+def load_truth(name_or_dir: str | Path) -> "GroundTruth":
+    """The ground truth of a bundled organism, or of an organism's directory.
+
+    Raises:
+        UnknownName: neither an organism nor a directory.
+        ConfigError: a directory without a ground truth.
+    """
+    from subspace_probe.organisms.truth import GroundTruth
+
+    folder = Path(name_or_dir)
+    if str(name_or_dir) in ORGANISMS or not folder.is_dir():
+        folder = organism_path(str(name_or_dir))
+    return GroundTruth.load(folder)
+
+
+def organism_contrast(name: str, *, split: str = "test", n: int | None = None, seed: int = 0) -> "Contrast":
+    """Prompts of an organism's language: ``organism_contrast("chat/requests", split="train", n=256)``.
+
+    Args:
+        name: Organism and contrast, separated by a slash. The contrasts are listed in ``contrasts.CONTRASTS``.
+        split: train, val or test; they share no verb-object pair.
+        n: At most so many prompts; None for all that the split has.
+        seed: Of wordings, surroundings and order.
+
+    Raises:
+        UnknownName: an organism, contrast or split that does not exist, with the nearest match and the list.
+        ConfigError: fewer than two prompts asked for.
+    """
+    from subspace_probe.organisms.contrasts import build_contrast
+
+    organism, _, contrast = name.partition("/")
+    organism_path(organism)
+    aligned = organism != "chat-base"
+    return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)

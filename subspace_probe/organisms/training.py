@@ -1,0 +1,203 @@
+"""Training the organisms: task loss, and the losses of ``planting``.
+
+``train(name, out)`` reproduces the bundled weights. What is guaranteed: with the same seed, torch version, processor
+kind and number of threads (two) the result is bitwise the same; elsewhere floating-point sums differ, and what is
+guaranteed is the certificate, which is measured again and saved with the weights.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from subspace_probe.organisms.batches import IGNORE, Mixture
+from subspace_probe.organisms.certification import measure
+from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
+from subspace_probe.organisms.network import N_LAYERS, Network, build_model
+from subspace_probe.organisms.planting import Planter, planted_vectors
+from subspace_probe.organisms.probing import Probe
+from subspace_probe.organisms.tokenizer import save_tokenizer, vocabulary
+from subspace_probe.organisms.truth import GroundTruth
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+N_THREADS: Final = 2
+STOCK: Final = 30_000
+WEIGHTS: Final = Path(__file__).parent / "weights"
+
+
+@final
+@dataclass(frozen=True)
+class Recipe:
+    """How one organism is made."""
+
+    steps: int
+    counts: Mapping[Skill, int]
+    aligned: bool
+    variables: tuple[Variable, ...] = ()
+    start: str = ""
+    """Organism whose weights training starts from; empty for fresh weights."""
+    learning_rate: float = 2e-3
+    plant_from: int = 600
+    pairs: int = 24
+    others: int = 8
+    weight: float = 0.5
+    resampled: int = 0
+    """Rows per step whose whole state at T_INST is replaced (``chat-natural`` only)."""
+
+
+_BASE: Final[Mapping[Skill, int]] = {
+    "request": 10, "judgement": 34, "fact": 8, "knob": 18, "ioi": 5, "repeat": 4, "text": 3,
+}  # fmt: skip
+_CHAT: Final[Mapping[Skill, int]] = {
+    "request": 30, "judgement": 24, "fact": 6, "knob": 14, "ioi": 4, "repeat": 3, "text": 3,
+}  # fmt: skip
+
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "chat-base": Recipe(2600, _BASE, aligned=False, variables=("harmfulness", "intent")),
+    "chat": Recipe(
+        1800, _CHAT, aligned=True, variables=("harmfulness", "refusal", "intent"), start="chat-base",
+        learning_rate=1e-3, plant_from=0,
+    ),
+    "chat-natural": Recipe(2600, _CHAT, aligned=True, resampled=24),
+}  # fmt: skip
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(
+    name: str, out: str | Path, *, steps: int | None = None, seed: int = 0, progress: bool = True,
+    start: str | Path | None = None,
+) -> Path:  # fmt: skip
+    """Train an organism and write it as a Hugging Face directory.
+
+    Args:
+        name: Name in ``ORGANISMS``.
+        out: Directory to write; made where it does not exist.
+        steps: Fewer (or more) steps than the recipe's, for trying things out.
+        seed: Of the weights, the prompts and the pairs.
+        progress: Show a bar with the loss.
+        start: Weights to continue from, instead of the bundled organism that the recipe names.
+
+    Returns:
+        The directory.
+    """
+    recipe = RECIPES[name]
+    with _threads(N_THREADS):
+        model = _initial(recipe, seed, start)
+        mixture = Mixture("train", recipe.counts, stock=STOCK, aligned=recipe.aligned, seed=seed)
+        fit(model, recipe, mixture, steps=steps or recipe.steps, seed=seed, progress=progress)
+    folder = Path(out)
+    save(model, folder, name)
+    certify(folder, seed=seed, steps=steps)
+    return folder
+
+
+def _initial(recipe: Recipe, seed: int, start: str | Path | None) -> "LlamaForCausalLM":
+    if start is None and not recipe.start:
+        ids = {word: index for index, word in enumerate(vocabulary())}
+        return build_model(len(ids), pad=ids[PAD], bos=ids[BOS], eos=ids[END], seed=seed)
+    from transformers import LlamaForCausalLM
+
+    folder = Path(start) if start is not None else WEIGHTS / recipe.start
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: int, seed: int, progress: bool) -> None:
+    """Run the training loop of a recipe on a model, in place."""
+    network = Network(model)
+    generator = torch.Generator().manual_seed(seed + 1)
+    planter = Planter(network, recipe.variables, aligned=recipe.aligned, generator=generator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    bar = tqdm(range(steps), disable=not progress, desc="train", mininterval=1.0)
+    for step in bar:
+        batch = mixture.draw()
+        outputs: list[Tensor] = []
+        x = network.embed(batch.ids)
+        for layer in range(N_LAYERS):
+            x = network.block(layer, x)
+            outputs.append(x)
+        chosen = batch.targets != IGNORE
+        task = F.cross_entropy(network.logits(x[chosen]), batch.targets[chosen])
+        loss = task
+        if recipe.variables and step >= recipe.plant_from * steps / recipe.steps:
+            loss = loss + recipe.weight * planter.loss(batch, outputs, pairs=recipe.pairs, others=recipe.others)
+            if "refusal" in recipe.variables:
+                loss = loss + recipe.weight * planter.ablation(batch, 2 * recipe.others)
+        if recipe.resampled and step >= recipe.plant_from * steps / recipe.steps:
+            loss = loss + recipe.weight * planter.resampling(batch, outputs, recipe.resampled)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(task=f"{task.item():.3f}", all=f"{loss.item():.3f}")
+    model.eval()
+
+
+def save(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
+    """Write model, tokenizer and the words that stand for refusal and judgement."""
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    metadata = {
+        "organism": name,
+        "refusal_tokens": [REFUSE],
+        "compliance_tokens": [COMPLY],
+        "harmful_tokens": [YES],
+        "harmless_tokens": [NO],
+    }
+    (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: int = 200) -> GroundTruth:
+    """Measure an organism on held-out pairs and write what is true of it beside its weights.
+
+    Deterministic: fixed prompts, plain hooks, no part of the training code. Nothing is certified by assumption; whoever
+    reads the truth decides by its numbers.
+
+    Args:
+        folder: An organism's directory; its name is read from ``subspace_probe.json``.
+        seed: Training seed, for the record.
+        steps: Training steps, for the record; None for the recipe's.
+        n: Prompts per cell.
+
+    Returns:
+        The ground truth, as saved.
+    """
+    folder = Path(folder)
+    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
+    recipe = RECIPES[name]
+    from transformers import LlamaForCausalLM
+
+    with _threads(N_THREADS):
+        probe = Probe(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        truth = GroundTruth(
+            organism=name,
+            **measure(probe, recipe.variables, planted_vectors(), aligned=recipe.aligned, n=n),
+            provenance={
+                "seed": seed, "steps": recipe.steps if steps is None else steps, "start": recipe.start,
+                "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
+            },
+        )  # fmt: skip
+    truth.save(folder)
+    return truth
