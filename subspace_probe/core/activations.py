@@ -156,8 +156,9 @@ class Activations:
 
     def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
         """Two parts that share no pair and no group."""
-        first, second = self.contrast.split(fraction, seed=seed)
-        return self.where_prompts(first), self.where_prompts(second)
+        parts = self.contrast.split_rows(fraction, seed=seed)
+        first, second = (torch.isin(self.prompt, torch.tensor(rows)).nonzero().flatten() for rows in parts)
+        return self.take(first), self.take(second)
 
     def _require(self, site: Site) -> Site:
         if site not in self.rows.sites:

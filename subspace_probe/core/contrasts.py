@@ -4,6 +4,7 @@ A `Contrast` is data only: it knows nothing of tokens.
 """
 
 import html
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from subspace_probe.core.errors import ConfigError, DataError, unknown
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.records import Columns, Record, prompt_of, read_csv, read_jsonl
+
+_WHOLE = re.compile(r"\s*-?\d+\s*")
 
 
 @final
@@ -65,6 +68,9 @@ class Contrast:
         rows: list[tuple[Prompt, int, Mapping[str, object]]] = []
         problems: list[str] = []
         for record in records:
+            if record.problem:
+                problems.append(f"{record.place}: {record.problem}")
+                continue
             try:
                 rows.append((prompt_of(record, columns), columns.label_of(record), record.values))
             except DataError as error:
@@ -161,16 +167,22 @@ class Contrast:
         sizes = [min(len(by_label[0]), (n + 1) // 2), min(len(by_label[1]), n // 2)]
         sizes = [min(len(by_label[0]), n - sizes[1]), min(len(by_label[1]), n - sizes[0])]
         rows = [int(row) for rows, size in zip(by_label, sizes, strict=True) for row in rows[:size]]
-        return self.take([rows[i] for i in rng.permutation(len(rows))])
+        return self.take([rows[int(i)] for i in rng.permutation(len(rows))])
 
     def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
         """Two parts that share no pair and no group, the first with about `fraction` of the prompts.
 
-        Whole groups go to one side, drawn within strata of equal label composition, so that both parts keep the
-        balance of the classes.
-
         Raises:
             ConfigError: a fraction outside (0, 1), or too few groups to give both parts one.
+        """
+        first, second = self.split_rows(fraction, seed=seed)
+        return self.take(first), self.take(second)
+
+    def split_rows(self, fraction: float, *, seed: int) -> tuple[list[int], list[int]]:
+        """The rows of the two parts of `split`.
+
+        Whole groups go to one side, drawn within strata of equal size and label composition, so that both parts keep
+        the balance of the classes. What rounding costs one stratum is made up in the next of the same classes.
         """
         if not 0 < fraction < 1:
             raise ConfigError(f"A split of {fraction} was asked for. The fraction lies between 0 and 1.")
@@ -178,23 +190,28 @@ class Contrast:
         members: dict[int, list[int]] = {}
         for row, name in enumerate(component):
             members.setdefault(name, []).append(row)
-        strata: dict[tuple[int, int], list[list[int]]] = {}
+        strata: dict[tuple[frozenset[int], int, int], list[list[int]]] = {}
         for rows in members.values():
-            positives = sum(self.labels[row] for row in rows)
-            strata.setdefault((len(rows), positives), []).append(rows)
+            labels = [self.labels[row] for row in rows]
+            strata.setdefault((frozenset(labels), len(rows), sum(labels)), []).append(rows)
         rng = np.random.default_rng(seed)
-        first: list[int] = []
-        for _, blocks in sorted(strata.items()):
-            order = rng.permutation(len(blocks))
-            first += [row for i in order[: round(fraction * len(blocks))] for row in blocks[i]]
-        chosen = set(first)
+        chosen: set[int] = set()
+        owed: dict[frozenset[int], float] = {}
+        for (classes, size, _), blocks in sorted(
+            strata.items(), key=lambda stratum: (sorted(stratum[0][0]), stratum[0])
+        ):
+            wanted = fraction * len(blocks) * size + owed.get(classes, 0.0)
+            count = min(len(blocks), max(0, round(wanted / size)))
+            owed[classes] = wanted - count * size
+            for i in map(int, rng.permutation(len(blocks))[:count]):
+                chosen.update(blocks[i])
         rest = [row for row in range(len(self)) if row not in chosen]
         if not chosen or not rest:
             raise ConfigError(
                 f"Contrast {self.name!r} cannot be split at {fraction}: it has {len(self)} prompts in {len(members)} "
                 "groups, and a split keeps groups together. Add prompts, or choose a fraction nearer to one half."
             )
-        return self.take(sorted(chosen)), self.take(rest)
+        return sorted(chosen), rest
 
     def _repr_html_(self) -> str:
         shown = "".join(
@@ -256,11 +273,10 @@ def _factors(values: Sequence[Mapping[str, object]], columns: Columns) -> dict[s
         "foil",
     }
     found: dict[str, tuple[int, ...]] = {}
-    for name in [name for name in (values[0] if values else {}) if name not in used]:
+    names = [name for name in values[0] if name not in used] if values else []
+    for name in names:
         column = [row.get(name) for row in values]
-        numbers = [
-            int(v) for v in column if isinstance(v, int) or (isinstance(v, str) and v.strip().lstrip("-").isdigit())
-        ]
+        numbers = [int(v) for v in column if isinstance(v, int) or (isinstance(v, str) and _WHOLE.fullmatch(v))]
         if len(numbers) == len(values):
             found[name] = tuple(numbers)
     return found

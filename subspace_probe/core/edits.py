@@ -98,8 +98,8 @@ class Stacked:
 
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         n = self.batch.size
-        part = EditContext(self.batch, ctx.positions[:n], ctx.real[:n], ctx.step)
-        copies = x.split(n)
+        copies = [x[i * n : (i + 1) * n] for i in range(len(self.edits))]
+        part = EditContext(self.batch.to(x.device), ctx.positions[:n], ctx.real[:n], ctx.step)
         return torch.cat([c if edit is None else edit(c, part) for c, edit in zip(copies, self.edits, strict=True)])
 
 

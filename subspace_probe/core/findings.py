@@ -109,3 +109,17 @@ def judge(
     if claimed:
         return "supported"
     return "refuted" if against[direction] else "inconclusive"
+
+
+def judge_absence(interval: Interval | None, *, margin: float, no_effect: float = 0.0) -> Verdict:
+    """The verdict on a claim that something does *not* happen.
+
+    *supported*: the whole interval lies within `margin` of no effect; *refuted*: it lies outside; else *inconclusive*.
+    A small p-value would show neither.
+    """
+    if interval is None or interval.low != interval.low:
+        return "unaudited"
+    low, high = interval.low - no_effect, interval.high - no_effect
+    if -margin <= low and high <= margin:
+        return "supported"
+    return "refuted" if low > margin or high < -margin else "inconclusive"

@@ -1,9 +1,9 @@
 """What a model is shown: an instruction or a whole chat, and what one expects of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict, final
 
-from subspace_probe.core.errors import DataError
+from subspace_probe.core.errors import ConfigError, DataError
 
 
 class Message(TypedDict):
@@ -53,3 +53,24 @@ class Prompt:
     def shown(self) -> str:
         """The last user turn, for tables."""
         return self.messages[-1]["content"] if self.messages else self.text
+
+
+def asking(prompt: Prompt, question: str) -> Prompt:
+    """The prompt with a question about it in the same turn; its instruction stays what it was (reply inversion).
+
+    Args:
+        question: a template with `{x}` where the prompt's own text goes: "{x} Is this harmful?".
+
+    Raises:
+        ConfigError: a template without `{x}`.
+    """
+    if "{x}" not in question:
+        raise ConfigError(
+            f"The question {question!r} has no {{x}} for the prompt's text. Write it like '{{x}} Is this so?'."
+        )
+    source = prompt.shown
+    asked, instruction = question.replace("{x}", source), prompt.instruction or source
+    if prompt.messages:
+        messages = (*prompt.messages[:-1], Message(role="user", content=asked))
+        return replace(prompt, messages=messages, instruction=instruction, answer=None, foil=None)
+    return replace(prompt, text=asked, instruction=instruction, answer=None, foil=None)

@@ -1,6 +1,7 @@
 """Rows of prompt files, each remembering where it came from, so that an error can name the line."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,15 @@ from subspace_probe.core.prompts import Message, Prompt
 @final
 @dataclass(frozen=True)
 class Record:
-    """One row of a file: its values and its place, as `names.jsonl:12`."""
+    """One row of a file: its values and its place, as `names.jsonl:12`.
+
+    Attributes:
+        problem: why the row could not be read; a reader goes on, so that all malformed rows are reported together.
+    """
 
     place: str
     values: Mapping[str, object]
+    problem: str = ""
 
 
 @final
@@ -60,7 +66,7 @@ def prompt_of(record: Record, columns: Columns) -> Prompt:
         DataError: no prompt, an empty one, or malformed messages.
     """
     values = record.values
-    extras = {name: str(values[name]) for name in ("instruction", "answer", "foil") if values.get(name)}
+    extras: dict[str, Any] = {name: str(values[name]) for name in ("instruction", "answer", "foil") if values.get(name)}
     if messages := values.get("messages"):
         return Prompt(messages=_messages(messages), **extras)
     if columns.prompt in values:
@@ -71,54 +77,72 @@ def prompt_of(record: Record, columns: Columns) -> Prompt:
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
-    """The rows of a JSON-lines file.
+    """The rows of a JSON-lines file; empty lines and lines that are no JSON object carry their problem.
 
     Raises:
         StoreError: the file cannot be read.
-        DataError: an empty line, a line that is not JSON, or one that is not an object.
+        DataError: the file is empty.
     """
-    for number, line in enumerate(_lines(path), start=1):
+    # not splitlines(): JSON may hold U+2028 and its like inside a text
+    for number, line in enumerate(_read(path).removesuffix("\n").split("\n"), start=1):
         place = f"{path.name}:{number}"
         if not line.strip():
-            raise DataError(f"{place}: the line is empty. Remove it, or put one JSON object there.")
+            yield Record(place, {}, "the line is empty. Remove it, or put one JSON object there.")
+            continue
         try:
             value: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno}): {line[:60]!r}") from None
-        if not isinstance(value, dict):
-            raise DataError(f"{place}: a JSON object was expected, found {type(value).__name__}: {line[:60]!r}")
-        yield Record(place, cast("dict[str, object]", value))
+            yield Record(place, {}, f"not JSON ({error.msg} at column {error.colno}): {line[:60]!r}")
+            continue
+        if isinstance(value, dict):
+            yield Record(place, cast("dict[str, object]", value))
+        else:
+            yield Record(place, {}, f"a JSON object was expected, found {type(value).__name__}: {line[:60]!r}")
 
 
 def read_csv(path: Path) -> Iterator[Record]:
-    """The rows of a CSV file with a header.
+    """The rows of a CSV file with a header (tabs in a `.tsv`); rows with a wrong number of cells carry their problem.
 
     Raises:
         StoreError: the file cannot be read.
-        DataError: a row with more or fewer cells than the header.
+        DataError: the file is empty, has no header or a repeated column, or cannot be split into cells.
     """
-    reader = csv.reader(_lines(path))
-    header = next(reader, None)
-    if not header:
-        raise DataError(f"{path.name}:1: a header line with column names was expected, found nothing.")
-    for cells in reader:
-        place = f"{path.name}:{reader.line_num}"
-        if len(cells) != len(header):
-            raise DataError(f"{place}: {len(cells)} cells, but the header has {len(header)}: {', '.join(header)}")
-        yield Record(place, dict(zip(header, cells, strict=True)))
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(_read(path)), delimiter=delimiter, strict=True)
+    place = f"{path.name}:1"
+    try:
+        header = next(reader, None)
+        if not header:
+            raise DataError(f"{place}: a header line with column names was expected, found nothing.")
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
+            raise DataError(f"{place}: the header has {', '.join(map(repr, repeated))} twice. Rename one of them.")
+        # a cell may span lines, so a row is named by its first
+        place = f"{path.name}:{reader.line_num + 1}"
+        for cells in reader:
+            yield _cells(place, header, cells)
+            place = f"{path.name}:{reader.line_num + 1}"
+    except csv.Error as error:
+        raise DataError(f"{place}: not CSV ({error}). Look for an unclosed quotation mark.") from None
 
 
-def _lines(path: Path) -> list[str]:
+def _cells(place: str, header: list[str], cells: list[str]) -> Record:
+    if not cells:
+        return Record(place, {}, "the line is empty. Remove it.")
+    if len(cells) != len(header):
+        return Record(place, {}, f"{len(cells)} cells, but the header has {len(header)}: {', '.join(header)}")
+    return Record(place, dict(zip(header, cells, strict=True)))
+
+
+def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise StoreError(f"No file {str(path)!r}. Give the path of a .jsonl or .csv file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"Cannot read {str(path)!r}: {error}. It must be a UTF-8 text file.") from None
-    lines = text.splitlines(keepends=True)
-    if not lines:
-        raise DataError(f"{path.name}: the file is empty.")
-    return lines
+    if not text.strip():
+        raise DataError(f"{path.name}: the file is empty. Put one prompt with its label on every line.")
+    return text
 
 
 def _text(value: object, column: str) -> str:
@@ -133,8 +157,9 @@ def _messages(value: object) -> tuple[Message, ...]:
             value = json.loads(value)
         except json.JSONDecodeError:
             raise DataError("messages is not JSON; it must be a list of {role, content}") from None
-    turns = cast("list[Any]", value) if isinstance(value, list) else []
-    good = [turn for turn in turns if isinstance(turn, dict) and {"role", "content"} <= turn.keys()]
+    turns = cast("list[object]", value) if isinstance(value, list) else []
+    dicts = [cast("dict[str, object]", turn) for turn in turns if isinstance(turn, dict)]
+    good = [Message(role=str(d["role"]), content=str(d["content"])) for d in dicts if {"role", "content"} <= d.keys()]
     if not turns or len(good) != len(turns):
         raise DataError("messages must be a list of {role, content} objects")
-    return tuple(Message(role=str(turn["role"]), content=str(turn["content"])) for turn in good)
+    return tuple(good)

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
+
+import numpy as np
 
 from subspace_probe.core.errors import StoreError, unknown
 from subspace_probe.core.files import atomic
@@ -126,7 +128,7 @@ class Report:
         return replace(self, findings=self.findings + tuple(other))
 
     def to_json(self) -> str:
-        """Strict JSON; a NaN becomes null."""
+        """Strict JSON; NaN and infinities become null."""
         body = {
             "format": FORMAT,
             "study": self.study,
@@ -134,7 +136,7 @@ class Report:
             "tables": {name: asdict(table) for name, table in self.tables.items()},
             "provenance": asdict(self.provenance),
         }
-        return json.dumps(_without_nan(body), indent=1, allow_nan=False)
+        return json.dumps(_plain(body), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -144,16 +146,25 @@ class Report:
             StoreError: not a report.
         """
         try:
-            body = json.loads(text)
+            body: Any = json.loads(text)
         except json.JSONDecodeError as error:
             raise StoreError(f"Not a report: the text is not JSON ({error}).") from None
-        if not isinstance(body, dict) or body.get("format") != FORMAT:
+        if not isinstance(body, dict) or cast("dict[str, Any]", body).get("format") != FORMAT:
             raise StoreError(f"Not a report of this package: expected format {FORMAT!r}.")
+        try:
+            return cls._of(cast("dict[str, Any]", body))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(f"A damaged report: {type(error).__name__} {error}. Run the study again.") from None
+
+    @classmethod
+    def _of(cls, body: dict[str, Any]) -> Self:
         tables = {
             name: Table(tuple(t["columns"]), tuple(tuple(row) for row in t["rows"]), t["about"])
             for name, t in body["tables"].items()
         }
-        provenance = Provenance(**{**body["provenance"], "given": tuple(body["provenance"]["given"])})
+        source: dict[str, Any] = body["provenance"]
+        given: dict[str, Any] = {"given": tuple(source["given"])}
+        provenance = Provenance(**source | given)
         return cls(body["study"], tuple(_finding(f) for f in body["findings"]), tables, provenance)
 
     def save(self, path: str | Path) -> Path:
@@ -174,9 +185,14 @@ class Report:
             StoreError: no such file, or not a report.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise StoreError(f"No report at {str(path)!r}.") from None
+            raise StoreError(f"No report at {str(path)!r}. A study writes one as report.json.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"Cannot read the report {str(path)!r}: {error}. Give the path of a report.json."
+            ) from None
+        return cls.from_json(text)
 
     def _repr_html_(self) -> str:
         def cell(value: object) -> str:
@@ -194,10 +210,9 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [f"Report {self.study} on {self.provenance.model}"]
-        lines += [
-            f"  {f.name:<32} {number(f.estimate):>8} {span(f.interval):>18}  null {span(f.null):>18}  n={f.n:<5} {f.verdict}"
-            for f in self.findings
-        ]
+        for f in self.findings:
+            spread = f"{span(f.interval):>18}  null {span(f.null):>18}"
+            lines.append(f"  {f.name:<32} {number(f.estimate):>8} {spread}  n={f.n:<5} {f.verdict}")
         return "\n".join(lines)
 
 
@@ -221,16 +236,22 @@ def _finding(body: dict[str, Any]) -> Finding:
         return None if value is None else Interval(nan(value["low"]), nan(value["high"]), value["level"], value["of"])
 
     expected = None if body["expected"] is None else Expectation(**body["expected"])
-    fields = {k: v for k, v in body.items() if k != "met"}
+    fields: dict[str, Any] = {k: v for k, v in body.items() if k != "met"}
     fields |= {"interval": interval(body["interval"]), "null": interval(body["null"]), "expected": expected}
-    return Finding(**{**fields, "estimate": nan(body["estimate"])})
+    fields["estimate"] = nan(body["estimate"])
+    return Finding(**fields)
 
 
-def _without_nan(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Plain JSON values: numpy's scalars unwrapped, paths as texts, NaN and infinities as null."""
+    if isinstance(value, np.generic):
+        return _plain(cast("Any", value).item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
     return value

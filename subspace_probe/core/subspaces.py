@@ -4,15 +4,15 @@ import html
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from subspace_probe.core.errors import RankError, ShapeError, StaleStore, StoreError
+from subspace_probe.core.errors import ConfigError, RankError, ShapeError, SiteError, StaleStore, StoreError
 from subspace_probe.core.files import atomic
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
@@ -84,7 +84,7 @@ class Subspace:
         origin = torch.zeros(rows.shape[1]) if origin is None else origin
         return cls(
             basis=basis.float(),
-            scale=rows.norm(dim=1).float(),
+            scale=rows.square().sum(dim=1).sqrt().float(),
             origin=origin.float(),
             site=site,
             where=where,
@@ -109,14 +109,14 @@ class Subspace:
         Raises:
             RankError: more than one dimension.
         """
-        if self.rank != 1:
-            raise RankError(f"A direction was asked for, but the subspace has rank {self.rank}. Use basis and scale.")
+        self._require_direction()
         return self.basis[0] * self.scale[0]
 
     @property
     def unit(self) -> Float[Tensor, " d"]:
         """The direction with length one, shape [d]. Rank one only."""
-        return self.vector / self.scale[0]
+        self._require_direction()
+        return self.basis[0]
 
     def coords(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Coordinates about the origin, in activation units."""
@@ -149,6 +149,10 @@ class Subspace:
     def moved(self, site: Site) -> Self:
         """The same vectors, said to live at another site."""
         return replace(self, site=site)
+
+    def _require_direction(self) -> None:
+        if self.rank != 1:
+            raise RankError(f"A direction was asked for, but the subspace has rank {self.rank}. Use basis and scale.")
 
     def require_width(self, width: int) -> None:
         """Check that it fits a site.
@@ -202,25 +206,39 @@ class Subspace:
         Raises:
             StoreError: no such file, or not a subspace file.
         """
+        tensors: dict[str, Tensor] = {}
+        opened: Any = safe_open  # untyped in safetensors
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("subspace_probe", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            with opened(path, framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                header: Any = json.loads(metadata.get("subspace_probe", "{}"))
+                for name in file.keys():  # noqa: SIM118  (not a dict)
+                    tensors[name] = file.get_tensor(name)
         except FileNotFoundError:
             raise StoreError(f"No file {str(path)!r}. Make one with Subspace.save or 'subspace-probe find'.") from None
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise StoreError(f"{str(path)!r} is not a readable safetensors file: {error}") from None
-        if header.get("format") != FORMAT or not {"basis", "scale", "origin"} <= tensors.keys():
-            found = f"format {header.get('format')!r}, tensors {sorted(tensors)}"
+        written = cast("dict[str, Any]", header).get("format") if isinstance(header, dict) else "none"
+        if written != FORMAT or not {"basis", "scale", "origin"} <= tensors.keys():
+            found = f"format {written!r}, tensors {sorted(tensors)}"
             raise StoreError(f"{str(path)!r} is not a subspace of this package: expected {FORMAT!r}, found {found}.")
-        site = None if header["site"] is None else replace(Site.parse(header["site"]), head=header["head"])
-        where = None if header["where"] is None else Where.parse(header["where"])
-        kept = {name: tensors[name] for name in ("basis", "scale", "origin")}
-        return cls(**kept, site=site, where=where, found=header["found"], notes=header["notes"])
+        kept = cast("dict[str, Any]", header)
+        try:
+            return cls(
+                basis=tensors["basis"],
+                scale=tensors["scale"],
+                origin=tensors["origin"],
+                site=None if kept["site"] is None else replace(Site.parse(kept["site"]), head=kept["head"]),
+                where=None if kept["where"] is None else Where.parse(kept["where"]),
+                found=kept["found"],
+                notes=kept["notes"],
+            )
+        except (SiteError, ConfigError, ShapeError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{str(path)!r} is damaged: {error} Find the subspace again.") from None
 
     def _repr_html_(self) -> str:
         rows = {"rank": self.rank, "width": self.width, "site": self.site and self.site.short, "where": self.where}
-        rows |= {"scale": ", ".join(f"{s:.3g}" for s in self.scale[:5].tolist()), "found": self.found} | self.notes
+        rows |= {"scale": ", ".join(f"{s:.3g}" for s in map(float, self.scale[:5])), "found": self.found} | self.notes
         cells = "".join(
             f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
         )

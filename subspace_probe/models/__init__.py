@@ -74,9 +74,9 @@ def load_model(
 def _load(model: str | Path, tokenizer: Any, **kwargs: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-    if isinstance(model, Path) or Path(model).is_absolute() or str(model).startswith("."):
-        if not Path(model).is_dir():
-            raise StoreError(f"No model folder {str(model)!r}. Give a folder with config.json, or a hub id.")
+    local = isinstance(model, Path) or Path(model).is_absolute() or model.startswith(".")
+    if local and not Path(model).is_dir():
+        raise StoreError(f"No model folder {str(model)!r}. Give a folder with config.json, or a hub id.")
     revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
     try:
         config = AutoConfig.from_pretrained(model, **revision)

@@ -30,9 +30,8 @@ def as_prompts(prompts: PromptsLike) -> tuple[Prompt, ...]:
     """What users write, as a tuple of prompts."""
     if isinstance(prompts, Contrast):
         return prompts.prompts
-    if isinstance(prompts, str | Prompt):
-        prompts = [prompts]  # pyright: ignore[reportAssignmentType]
-    return tuple(Prompt(text=item) if isinstance(item, str) else item for item in prompts)
+    listed: Sequence[str | Prompt] = [prompts] if isinstance(prompts, str | Prompt) else prompts
+    return tuple(Prompt(text=item) if isinstance(item, str) else item for item in listed)
 
 
 @final
@@ -192,7 +191,7 @@ class HookedModel:
         out = torch.empty(batch.size, self.spec.d_vocab, dtype=torch.float32)
         for rows in _batches(batch, batch_tokens, progress, "logits"):
             logits = self.run(batch.rows(rows), writes=edits, logits_to_keep=1).logits
-            assert logits is not None  # nothing stopped the pass
+            assert logits is not None  # noqa: S101  (nothing stopped the pass)
             out[rows] = logits[:, -1].float().cpu()
         return out
 

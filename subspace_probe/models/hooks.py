@@ -58,7 +58,7 @@ class Pass:
         return x
 
     def _edited(self, site: Site, x: Tensor) -> Tensor:
-        assert self.ctx is not None  # set before every forward pass
+        assert self.ctx is not None  # noqa: S101  (set before every forward pass)
         if site.head is None:
             return self._checked(site, x, self.writes[site](x, self.ctx))
         heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))

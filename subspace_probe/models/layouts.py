@@ -48,7 +48,7 @@ class Layout:
         return bool(self.resid_mid)
 
     def unsupported(self, config: Any) -> dict[Stream, str]:
-        """Streams this model does not have, with the reason. Parallel blocks are the config's word, not the family's."""
+        """Streams this model lacks, with the reason. Parallel blocks are the config's word, not the family's."""
         reasons: dict[Stream, str] = {}
         if self.parallel and getattr(config, self.parallel):
             reasons["resid_mid"] = _PARALLEL

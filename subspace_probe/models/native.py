@@ -295,7 +295,7 @@ class NativeModel:
         handles: list[Any] = []
         try:
             for layer in sorted({site.layer for site in sites}):
-                streams = {site.stream for site in sites if site.layer == layer}
+                streams: set[Stream] = {site.stream for site in sites if site.layer == layer}
                 handles += hook_block(self.blocks[layer], self.layout, layer, streams, state)
             yield
         finally:
@@ -323,7 +323,7 @@ class NativeModel:
             self._require_close(summed, post, f"resid_pre + attn_out + mlp_out = resid_post at layer {layer}")
         if run.logits is not None:
             continued = self.run(batch, prefix=self.prefix(batch, last)).logits
-            assert continued is not None
+            assert continued is not None  # noqa: S101  (nothing stopped the pass)
             self._require_close(
                 continued.float(), run.logits.float(), "continuing from the last block gives the logits"
             )
