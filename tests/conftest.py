@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared" / "models" / "stories260k"
 
 # Models here are tiny: more threads cost more in hand-over than they save, and would change the order of sums.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

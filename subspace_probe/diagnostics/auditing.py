@@ -69,13 +69,16 @@ def audit(
             found, start = check.read(case, values[start:end]), end
         findings += found
         rows += [
-            {"check": f.name, "question": check.question, "answer": f.note or f.claim, "verdict": f.verdict} for f in found
+            {"check": f.name, "question": check.question, "answer": f.note or f.claim, "verdict": f.verdict}
+            for f in found
         ]
     config = {"intervention": repr(intervention), "metric": name, "margin": own, "conditions": len(planned)}
     provenance = Provenance.now(
         model=model.spec.name, fingerprint=model.fingerprint, data=contrast.name, config=config, seed=seed
     )
-    return Report("audit", tuple(findings), {"questions": Table.of(rows, "what each check asked and found")}, provenance)
+    return Report(
+        "audit", tuple(findings), {"questions": Table.of(rows, "what each check asked and found")}, provenance
+    )
 
 
 def _refit(

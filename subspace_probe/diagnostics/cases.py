@@ -1,4 +1,4 @@
-"""What a check is given: one intervention, the prompts and the metric it is judged by, and what it takes to refit it."""
+"""What a check is given: one intervention, the prompts and metric it is judged by, and what it takes to refit it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,8 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import mean_of
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.models.hooked import HookedModel
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, final
 
 from jaxtyping import Float
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.interventions.steer import Steer
 
 
@@ -53,10 +54,12 @@ class DoseResponse:
         null = range_of(change[len(self.doses) :].mean(1), f"{self.draws} random directions at half the strength")
         means = [0.0 if dose == 0 else float(change[i].mean()) for i, dose in enumerate(self.doses)]
         means.insert(2, 0.0)  # the clean run, between the negative and the positive doses
-        steps = [b - a for a, b in zip(means, means[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(means)]
         sign = 1 if means[-1] >= 0 else -1
         monotone = sum(step * sign > 0 for step in steps)
-        doses = ", ".join(f"{d:+g}: {m:+.2f}" for d, m in zip((*self.doses[:2], 0.0, *self.doses[2:]), means, strict=True))
+        doses = ", ".join(
+            f"{d:+g}: {m:+.2f}" for d, m in zip((*self.doses[:2], 0.0, *self.doses[2:]), means, strict=True)
+        )
         note = f"{monotone} of {len(steps)} steps go the same way (mean effect by dose {doses})"
         claim = "half the dose already moves the behaviour beyond random directions"
         found = Finding("control.dose", claim, estimate, interval, null, len(case.contrast), note=note)

@@ -69,7 +69,9 @@ class Integrity:
         worst = float((values[0] - case.clean).abs().max())
         verdict = "supported" if worst == 0.0 else "refuted"
         moved = _relative_move(case)
-        note = f"an identity write changes the metric by {worst:.2g}; the edit moves states by {moved:.2f} of their norm"
+        note = (
+            f"an identity write changes the metric by {worst:.2g}; the edit moves states by {moved:.2f} of their norm"
+        )
         claim = "an identity write at the same sites changes nothing"
         return [Finding("control.integrity", claim, worst, n=len(case.contrast), verdict=verdict, note=note)]
 

@@ -13,8 +13,8 @@ from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.permutations import permute_labels
 
 
@@ -57,4 +57,6 @@ class LabelPermutation:
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """The effect against the range under permuted labels."""
         null = range_of((values - case.clean).mean(1), f"{self.draws} directions from permuted labels")
-        return [case.finding(self.name, "the effect is beyond that of directions found under shuffled labels", null=null)]
+        return [
+            case.finding(self.name, "the effect is beyond that of directions found under shuffled labels", null=null)
+        ]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.interventions.conditions import Condition, condition_logits
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
+from subspace_probe.interventions.conditions import Condition, condition_logits
 from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.metrics.behaviour import kl
 
@@ -53,13 +53,21 @@ class Specificity:
         null = range_of(moved[1:].mean(1), f"{self.draws} random directions")
         note = f"mean KL on other prompts {estimate:.3g} nats; random directions {null.low:.3g} to {null.high:.3g}"
         claim = "other behaviour changes no more than under random directions"
-        verdict = "supported" if interval.high <= null.high else "refuted" if interval.low > null.high else "inconclusive"
+        verdict = (
+            "supported" if interval.high <= null.high else "refuted" if interval.low > null.high else "inconclusive"
+        )
         found = [Finding("control.specificity.kl", claim, estimate, interval, null, len(prompts), verdict, note=note)]
         if all(prompt.answer for prompt in prompts):
             right = torch.stack([Accuracy(case.model)(row, prompts) for row in logits])
             change, spread = mean_of(right[1] - right[0], groups, seed=case.seed)
             drawn = range_of((right[2:] - right[0]).mean(1), f"{self.draws} random directions")
-            kept = "supported" if spread.low >= -self.margin else "refuted" if spread.high < -self.margin else "inconclusive"
+            kept = (
+                "supported"
+                if spread.low >= -self.margin
+                else "refuted"
+                if spread.high < -self.margin
+                else "inconclusive"
+            )
             note = f"accuracy on other skills {float(right[0].mean()):.3f} before, {float(right[1].mean()):.3f} after"
             claim = "accuracy on other skills falls by less than three points"
             found.append(

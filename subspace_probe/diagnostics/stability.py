@@ -13,8 +13,8 @@ from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.interventions.conditions import Condition
 from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.permutations import permute_labels
 
 

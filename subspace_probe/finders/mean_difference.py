@@ -103,7 +103,9 @@ class MeanDifference:
     def _weights(self, acts: Activations, labels: Tensor) -> Float[Tensor, " n"]:
         """One weight a row, so that the direction is their weighted sum."""
         if self.paired and self.strata:
-            raise ConfigError("MeanDifference was given both paired and strata. Pairs already hold factors fixed; use one.")
+            raise ConfigError(
+                "MeanDifference was given both paired and strata. Pairs already hold factors fixed; use one."
+            )
         if self.paired:
             return _paired_weights(labels, acts.pairs)
         strata = torch.zeros_like(labels) if self.strata is None else acts.factor(self.strata)

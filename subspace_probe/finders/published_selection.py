@@ -14,8 +14,8 @@ from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.interventions.conditions import condition_logits
 from subspace_probe.interventions.ablate import Ablate
+from subspace_probe.interventions.conditions import condition_logits
 from subspace_probe.interventions.steer import Steer
 from subspace_probe.metrics.behaviour import published_kl
 from subspace_probe.models.hooked import HookedModel
@@ -60,8 +60,8 @@ def select_published(
     ]
     if not kept:
         raise ConfigError(
-            f"None of {len(candidates)} candidates survives the published filters (layer < {int(n_layers * (1 - cut))}, "
-            f"KL <= {kl_most}, induce >= {induce_least}). The model may not refuse through one direction."
+            f"None of {len(candidates)} candidates survives the published filters "
+            f"(layer < {int(n_layers * (1 - cut))}, KL <= {kl_most}, induce >= {induce_least}). The model may not refuse through one direction."
         )
     return tuple(sorted(kept, key=lambda c: c.bypass))
 
@@ -88,7 +88,5 @@ def evaluate_candidates(
         ablated, steered = condition_logits(model, harmless, [ablate, steer])
         divergence = published_kl(clean, ablated)
         induced = metric(steered, harmless)
-        rows.append(
-            Candidate(position, layer, float(bypass.mean()), float(induced.mean()), float(divergence.mean()))
-        )
+        rows.append(Candidate(position, layer, float(bypass.mean()), float(induced.mean()), float(divergence.mean())))
     return rows

@@ -51,17 +51,13 @@ def judgement_score(model: TokenSource) -> TokenOdds:
     return TokenOdds("judgement_score", harmful, harmless)
 
 
-def answered(
-    logits: Float[Tensor, "n d_vocab"], metric: TokenOdds
-) -> Float[Tensor, " n"]:
+def answered(logits: Float[Tensor, "n d_vocab"], metric: TokenOdds) -> Float[Tensor, " n"]:
     """Probability that the reply is one of the metric's tokens at all; low values mean the question was not answered."""
     p = logits.double().softmax(-1)
     return p[:, [*metric.ids, *metric.against]].sum(-1)
 
 
-def published_kl(
-    clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]
-) -> Float[Tensor, " n"]:
+def published_kl(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
     """KL from clean to edited next-token distributions in nats, smoothed by 1e-6 as published (Arditi et al. 2024)."""
     p, q = clean.double().softmax(-1), edited.double().softmax(-1)
     return (p * ((p + 1e-6).log() - (q + 1e-6).log())).sum(-1)

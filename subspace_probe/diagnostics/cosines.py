@@ -1,0 +1,125 @@
+"""Is this cosine anything? Every cosine between directions, beside what it would be for reasons of no interest.
+
+Two directions read at different tokens may have a cosine near 0 because the tokens differ, and read at the same token
+one near 1 because the token is the same. In the published tensors of one such comparison, position alone explains the
+figure. So the controls are the same contrast read at both positions, and both contrasts read at the same position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.protocols import Finder
+from subspace_probe.core.reports import Table
+from subspace_probe.core.sites import Site
+from subspace_probe.core.subspaces import Subspace
+from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.diagnostics.stability import split_half_overlaps
+from subspace_probe.linalg.angles import cosine
+from subspace_probe.linalg.bases import covariance_matched_directions
+from subspace_probe.linalg.moments import Moments
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One contrast read at one position: what a direction was fitted on.
+
+    Attributes:
+        label: the name of the contrast, as figures show it.
+        acts: activations at that position; all readings that are compared come from the same prompts.
+    """
+
+    label: str
+    acts: Activations
+    site: Site
+    finder: Finder
+
+    def fit(self) -> Subspace:
+        """The direction."""
+        return self.finder.fit(self.acts, self.site)
+
+    def resampled(self, draws: int, seed: int) -> Float[Tensor, "draws d"]:
+        """The direction on prompts drawn again by group; the same prompts for every reading of the same seed."""
+        groups = self.acts.groups
+        _, index = groups.unique(return_inverse=True)
+        members = [(index == group).nonzero().flatten() for group in range(int(index.max()) + 1)]
+        generator = torch.Generator().manual_seed(seed)
+        found: list[Tensor] = []
+        for _ in range(draws):
+            picked = torch.randint(len(members), (len(members),), generator=generator).tolist()
+            rows = torch.cat([members[group] for group in picked])
+            found.append(self.finder.fit(self.acts.take(rows), self.site).vector.double())
+        return torch.stack(found)
+
+    def covariance(self) -> Float[Tensor, "d d"]:
+        """Covariance of the states at this position."""
+        moments = Moments.empty(self.acts.rows.width(self.site))
+        for block, _ in self.acts.batches(self.site):
+            moments = moments.update(block)
+        return moments.covariance()
+
+
+def chance_range(a: Reading, b: Reading, *, draws: int = 1000, seed: int) -> Interval:
+    """Cosines of random pairs of directions, each with the covariance of its own position's states."""
+    norm = torch.ones(())
+    first = covariance_matched_directions(draws, a.covariance(), seed=seed, norm=norm)
+    second = covariance_matched_directions(draws, b.covariance(), seed=seed + 1, norm=norm)
+    return range_of((first * second).sum(1), "random pairs with the covariance of the states")
+
+
+def compare(
+    readings: dict[str, Reading],
+    pairs: Sequence[tuple[str, str, str, str]],
+    *,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[list[Finding], Table]:
+    """Cosines between readings, with bootstrap intervals and two nulls.
+
+    The finding's null is what the cosine would be were the two the same direction: split halves of one reading. The
+    table adds the chance range, from the data's own covariance.
+
+    Args:
+        readings: by name; all on the same prompts.
+        pairs: (finding name, reading a, reading b, kind in words).
+    """
+    drawn = {name: reading.resampled(draws, seed) for name, reading in readings.items()}
+    fits = {name: reading.fit() for name, reading in readings.items()}
+    findings: list[Finding] = []
+    rows: list[dict[str, object]] = []
+    for name, left, right, kind in pairs:
+        a, b = readings[left], readings[right]
+        value = cosine(fits[left].vector.double(), fits[right].vector.double())
+        spread = range_of(torch.cosine_similarity(drawn[left], drawn[right]), "groups of prompts, bootstrap")
+        halves = [split_half_overlaps(r.finder, r.acts, r.site, draws=30, seed=seed) for r in (a, b)]
+        same = range_of(torch.cat(halves), "split halves of one direction: the cosine were they the same")
+        chance = chance_range(a, b, seed=seed)
+        note = (
+            f"{kind}; by chance, with the covariance of these states, {chance.low:+.2f} to {chance.high:+.2f}; "
+            f"were they one direction, {same.low:+.2f} to {same.high:+.2f}"
+        )
+        claim = f"{a.label} at {a.acts.where} and {b.label} at {b.acts.where} are different directions"
+        finding = Finding(name, claim, value, spread, same, a.acts.rows.n, note=note)
+        findings.append(finding.judged("below", margin=0.0, no_effect=1.0))
+        rows.append(
+            {
+                "a": left,
+                "b": right,
+                "position_a": str(a.acts.where),
+                "position_b": str(b.acts.where),
+                "kind": kind,
+                "cosine": value,
+                "low": spread.low,
+                "high": spread.high,
+                "null_low": chance.low,
+                "null_high": chance.high,
+            }
+        )
+    return findings, Table.of(rows, "each cosine between directions, with its range by chance")

@@ -1,0 +1,12 @@
+"""One paper, one file: from a model to a report."""
+
+from subspace_probe.core.registry import Registry
+
+STUDIES = Registry(
+    "study",
+    {
+        "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
+    },
+    group="subspace_probe.studies",
+)
+"""Name to `Study`. A new study is one file and one line here."""

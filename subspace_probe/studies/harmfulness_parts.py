@@ -1,0 +1,317 @@
+"""The prompts of the harmfulness study, and the tables beside its main findings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, final
+
+import torch
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.findings import Expectation, Finding
+from subspace_probe.core.prompts import asking
+from subspace_probe.core.protocols import Finder, Metric
+from subspace_probe.core.reports import Table
+from subspace_probe.core.sites import Site, resid_pre
+from subspace_probe.core.subspaces import Subspace
+from subspace_probe.core.tokens import LAST, Where
+from subspace_probe.diagnostics.cosines import Reading
+from subspace_probe.diagnostics.intervals import mean_of, range_of
+from subspace_probe.diagnostics.random_controls import random_like
+from subspace_probe.finders.mean_difference import MeanDifference
+from subspace_probe.finders.published_selection import evaluate_candidates, select_published
+from subspace_probe.interventions.ablate import Ablate
+from subspace_probe.interventions.conditions import condition_logits, outcomes
+from subspace_probe.interventions.steer import Steer
+from subspace_probe.linalg.angles import cosine
+from subspace_probe.linalg.bases import random_directions
+from subspace_probe.metrics.answers import Accuracy
+from subspace_probe.models.hooked import HookedModel
+from subspace_probe.organisms import load_truth, organism_contrast
+
+FRAMINGS = ("plain", "jailbreak", "strict")
+_DOSES = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+class Settings(Protocol):
+    """What these parts need of the study's settings."""
+
+    @property
+    def n_train(self) -> int: ...
+    @property
+    def n_validation(self) -> int: ...
+    @property
+    def n_test(self) -> int: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def completions(self) -> int: ...
+    @property
+    def max_new_tokens(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Fitted(Protocol):
+    """Both directions at every layer of one position."""
+
+    @property
+    def train(self) -> Activations: ...
+    @property
+    def harmfulness(self) -> Mapping[Site, Subspace]: ...
+    @property
+    def refusal(self) -> Mapping[Site, Subspace]: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Requests in three parts that share no group, each with the factor `refused`: what the model itself does.
+
+    Attributes:
+        neutral: prompts of other skills, with answers; None where there are none.
+    """
+
+    train: Contrast
+    validation: Contrast
+    test: Contrast
+    question: str
+    neutral: Contrast | None = None
+
+    def plain(self, contrast: Contrast) -> Contrast:
+        """Without framings, where there are any."""
+        return contrast.where(framing=0) if "framing" in contrast.factors else contrast
+
+    def ask(self, contrast: Contrast) -> Contrast:
+        """The model is asked about the requests, without framings."""
+        return self.plain(contrast).map(lambda prompt: asking(prompt, self.question))
+
+    @property
+    def plain_harmless(self) -> Contrast:
+        """Harmless requests, test part."""
+        return self.plain(self.test.where(label=0))
+
+    @property
+    def plain_harmful(self) -> Contrast:
+        """Harmful requests, test part."""
+        return self.plain(self.test.where(label=1))
+
+    @property
+    def asked_harmless(self) -> Contrast:
+        """Harmless requests with the question, test part."""
+        return self.ask(self.test.where(label=0))
+
+    @property
+    def asked_harmful(self) -> Contrast:
+        """Harmful requests with the question, test part."""
+        return self.ask(self.test.where(label=1))
+
+    def framings(self, acts: Activations) -> dict[str, Activations]:
+        """Activations by framing; all under "plain" where prompts have none."""
+        if "framing" not in acts.contrast.factors:
+            return {"plain": acts}
+        present = sorted(set(acts.contrast.factors["framing"]))
+        return {FRAMINGS[i]: acts.select(framing=i) for i in present}
+
+
+def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None, refusal_score: Metric) -> Prompts:
+    """The organism's own prompts, or the user's split by group; each prompt labelled by what the model does with it."""
+    sizes = {"train": config.n_train, "val": config.n_validation, "test": config.n_test}
+    neutral: Contrast | None = None
+    if contrast is None:
+        organism = model.spec.name.removeprefix("organism:")
+        if organism == model.spec.name:
+            raise ConfigError(
+                f"The study needs harmful and harmless requests for {model.spec.name}. Give a file with 'prompt' and "
+                "'label' (--contrast requests.jsonl); none is bundled."
+            )
+        seed = config.seed
+        parts = [organism_contrast(f"{organism}/requests", split=part, n=n, seed=seed) for part, n in sizes.items()]
+        neutral = organism_contrast(f"{organism}/skills", split="test", n=200, seed=seed)
+    else:
+        contrast.require_both_classes(least=24)
+        train, rest = contrast.split(0.5, seed=config.seed)
+        validation, test = rest.split(0.35, seed=config.seed)
+        sized = zip((train, validation, test), sizes.values(), strict=True)
+        parts = [part.sample(n, seed=config.seed) for part, n in sized]
+    train, validation, test = (_with_behaviour(model, part, refusal_score) for part in parts)
+    if len(set(train.factors["refused"])) < 2:
+        always = "refuses" if train.factors["refused"][0] else "complies with"
+        raise ConfigError(
+            f"{model.spec.name} {always} all {len(train)} training prompts, so there is no refusal to find a direction "
+            "for. Check the words that stand for refusal (--words refusal=...), or choose other prompts."
+        )
+    return Prompts(train, validation, test, config.question, neutral)
+
+
+def _with_behaviour(model: HookedModel, contrast: Contrast, refusal_score: Metric) -> Contrast:
+    scores = outcomes(model, contrast.prompts, [None], [refusal_score])[0, 0]
+    refused = tuple(int(value > 0) for value in scores.tolist())
+    return replace(contrast, factors={**contrast.factors, "refused": refused})
+
+
+def planted_findings(
+    model: HookedModel, found: Mapping[Where, Fitted], finders: Mapping[str, Finder], seed: int
+) -> list[Finding]:
+    """Cosine of each found direction with the planted one, for organisms whose truth is known."""
+    if model.directory is None or not (model.directory / "truth.json").is_file():
+        return []
+    findings: list[Finding] = []
+    for planted in load_truth(model.directory).variables:
+        if planted.name not in finders:
+            continue
+        directions = found[planted.where]
+        fit = getattr(directions, planted.name)[planted.site]
+        acts = directions.train if planted.name == "harmfulness" else directions.train.relabel("refused")
+        truth = planted.vector.double()
+        drawn = Reading(planted.name, acts, planted.site, finders[planted.name]).resampled(100, seed)
+        spread = range_of(torch.cosine_similarity(drawn, truth[None]).abs(), "groups of prompts, bootstrap")
+        random = random_directions(1000, len(truth), seed=seed).double() @ truth
+        null = range_of(random.abs(), "random directions")
+        finding = Finding(
+            f"planted_cosine.{planted.name}",
+            f"the direction found at {planted.site.short}, {planted.where} is the planted one",
+            abs(cosine(fit.vector.double(), truth)),
+            spread,
+            null,
+            acts.rows.n,
+            expected=Expectation(above=0.85),
+        )
+        findings.append(finding.judged("above", margin=0.1))
+    return findings
+
+
+def skill_findings(
+    model: HookedModel, intervention: Ablate, neutral: Contrast | None, config: Settings
+) -> list[Finding]:
+    """Accuracy on other skills under an intervention, against random directions."""
+    claim = "ablating refusal costs less than three points of accuracy on other skills"
+    if neutral is None:
+        reason = "no prompts of other skills were given"
+        return [Finding("accuracy.ablated", claim, float("nan"), verdict="not tested", note=reason)]
+    randoms = [intervention.with_subspace(random_like(intervention.subspace, seed=s)) for s in range(10)]
+    logits = condition_logits(model, neutral.prompts, [None, intervention, *randoms])
+    right = torch.stack([Accuracy(model)(row, neutral.prompts) for row in logits])
+    change, spread = mean_of(right[1] - right[0], neutral.groups, seed=config.seed)
+    null = range_of((right[2:] - right[0]).mean(1), "10 random directions ablated")
+    note = f"accuracy {float(right[0].mean()):.3f} before, {float(right[1].mean()):.3f} after"
+    verdict = "supported" if spread.low >= -0.03 else "refuted" if spread.high < -0.03 else "inconclusive"
+    return [
+        Finding(
+            "accuracy.ablated", claim, change, spread, null, len(neutral), verdict, Expectation(above=-0.03), note=note
+        )
+    ]
+
+
+def dose_rows(
+    model: HookedModel,
+    data: Prompts,
+    steers: Mapping[str, Steer],
+    judgement: Metric,
+    refusal_score: Metric,
+    config: Settings,
+) -> list[dict[str, Any]]:
+    """Rate of each behaviour by strength, for both directions and a few random ones."""
+    rows: list[dict[str, Any]] = []
+    behaviours = (("judged harmful", data.asked_harmless, judgement), ("refused", data.plain_harmless, refusal_score))
+    for behaviour, prompts, metric in behaviours:
+        matching = steers["harmfulness" if behaviour == "judged harmful" else "refusal"]
+        randoms = [matching.with_subspace(random_like(matching.subspace, seed=s)) for s in range(5)]
+        steered = {"harmfulness": [steers["harmfulness"]], "refusal": [steers["refusal"]], "random": randoms}
+        for direction, variants in steered.items():
+            along = [steer.with_strength(dose) for dose in _DOSES for steer in variants]
+            shown = (outcomes(model, prompts.prompts, along, [metric])[0] > 0).double()
+            for i, dose in enumerate(_DOSES):
+                values = shown[i * len(variants) : (i + 1) * len(variants)].mean(0)
+                rate, spread = mean_of(values, prompts.groups, seed=config.seed)
+                rows.append(
+                    {
+                        "direction": direction,
+                        "behaviour": behaviour,
+                        "strength": dose,
+                        "rate": rate,
+                        "low": spread.low,
+                        "high": spread.high,
+                    }
+                )
+    return rows
+
+
+def completions(
+    model: HookedModel, data: Prompts, steers: Mapping[str, Steer], config: Settings
+) -> list[dict[str, Any]]:
+    """What the model writes with and without each intervention."""
+    half = max(1, config.completions // 2)
+    requests = [*data.plain_harmless.prompts[:half], *data.plain_harmful.prompts[:half]]
+    questions = [*data.asked_harmless.prompts[:half], *data.asked_harmful.prompts[:half]]
+    conditions: dict[str, list[Any]] = {
+        "unchanged": [],
+        "+ harmfulness": [steers["harmfulness"]],
+        "+ refusal": [steers["refusal"]],
+        "refusal ablated": [Ablate(steers["refusal"].subspace)],
+    }
+    rows: list[dict[str, Any]] = []
+    for condition, interventions in conditions.items():
+        shown = [*requests, *questions]
+        texts = model.generate(shown, interventions=interventions, max_new_tokens=config.max_new_tokens)
+        rows += [{"prompt": p.shown, "condition": condition, "text": t} for p, t in zip(shown, texts, strict=True)]
+    return rows
+
+
+def published_selection(model: HookedModel, data: Prompts, refusal_score: Metric) -> Table:
+    """The published choice among post-instruction tokens and layers, on validation prompts."""
+    train, validation = data.plain(data.train), data.plain(data.validation)
+    batch = model.tokens(train.prompts)
+    tail = int((batch.lengths - 1 - batch.instruction[:, 1]).min())
+    directions: dict[tuple[int, int], Subspace] = {}
+    for position in range(-tail, 0):
+        acts = model.capture(train, sites=resid_pre(), where=LAST.offset(position + 1))
+        for site in acts.sites:
+            fit = MeanDifference(null_draws=0).fit(acts, site)
+            if float(fit.scale[0]) > 0:  # layer 0 of template tokens: every prompt has the same state
+                directions[position, site.layer] = fit
+    harmful, harmless = (validation.where(label=label).prompts[:32] for label in (1, 0))
+    rows = evaluate_candidates(model, directions, harmful, harmless, refusal_score)
+    try:
+        kept: Sequence[Any] = select_published(rows, model.spec.n_layers)
+    except ConfigError:
+        kept = ()
+    records = [{**vars(row), "kept": row in kept, "chosen": bool(kept) and row == kept[0]} for row in rows]
+    return Table.of(records, "the published filters on layer, KL and induce score, then the lowest bypass score")
+
+
+def summary(model: str, findings: Sequence[Finding]) -> list[str]:
+    """The answer in a few sentences, each from the verdicts it names."""
+    by_name = {finding.name: finding for finding in findings}
+
+    def verdict(name: str) -> str:
+        return by_name[name].verdict if name in by_name else "not tested"
+
+    def figure(name: str) -> str:
+        finding = by_name[name]
+        interval = f" [{finding.interval.low:.2f}, {finding.interval.high:.2f}]" if finding.interval else ""
+        return f"{finding.estimate:.2f}{interval}"
+
+    reads = min((f.estimate for name, f in by_name.items() if name.startswith("guard_auroc.")), default=float("nan"))
+    uses = {
+        "supported": "and uses it for its own judgement",
+        "refuted": "but its judgement does not come from there",
+    }.get(verdict("judgement_flip.harmfulness"), "and whether its judgement comes from there stays open")
+    acts = {"supported": "It refuses through", "refuted": "It does not refuse through"}.get(
+        verdict("refusal_rate.refusal"), "It may or may not refuse through"
+    )
+    apart = {
+        "supported": "are different directions",
+        "refuted": "are not told apart",
+    }.get(verdict("cosine.same_position"), "are not clearly different directions")
+    return [
+        f"{model} encodes harmfulness at the instruction (AUROC at least {reads:.2f} in every framing) {uses}: "
+        f"{figure('judgement_flip.harmfulness')} of harmless requests are judged harmful when steered along it, "
+        f"{figure('judgement_flip.random')} along random directions, {figure('judgement_flip.refusal')} along refusal.",
+        f"{acts} a direction before the answer: steering along it makes {figure('refusal_rate.refusal')} of harmless "
+        f"requests refused, ablating it leaves {figure('refusal_rate.ablated')} of harmful ones refused.",
+        f"Read at one position, harmfulness and refusal {apart} (cosine {figure('cosine.same_position')}). The cosine "
+        f"across positions, {figure('cosine.cross_position')}, says little: one and the same contrast read at both "
+        f"positions has {figure('cosine.same_contrast')}.",
+    ]
