@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, Self, final
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,6 +27,7 @@ class ModelSpec:
         family: the Hugging Face class.
         unsupported: streams the family does not have, with the reason.
         encoder: True for models without generation or instruction positions.
+        learned_positions: True where a token's state at layer 0 depends on its position.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSpec:
     context: int
     unsupported: Mapping[Stream, str] = field(default_factory=dict[Stream, str])
     encoder: bool = False
+    learned_positions: bool = False
 
 
 @final
@@ -70,7 +72,7 @@ class Prefix:
     hidden: Float[Tensor, "batch pos d_model"]
     calls: Mapping[int, tuple[tuple[Any, ...], Mapping[str, Any]]]
 
-    def repeat(self, times: int) -> Self:
+    def repeat(self, times: int) -> "Prefix":
         """The state stacked `times` times on the batch axis, to run several conditions in one pass."""
 
         def stack(value: Any) -> Any:
@@ -117,6 +119,7 @@ class Generation:
     lengths: Int[Tensor, " batch"]
 
 
+@runtime_checkable
 class Model(Protocol):
     """A backend: one forward pass with some sites read and some edited."""
 
@@ -153,6 +156,7 @@ class Model(Protocol):
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]: ...
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """A set of edits and the claim they test."""
 
@@ -161,9 +165,10 @@ class Intervention(Protocol):
     @property
     def where(self) -> Where: ...
     def edits(self, n_layers: int) -> EditMap: ...
-    def with_subspace(self, subspace: Subspace) -> Self: ...
+    def with_subspace(self, subspace: Subspace) -> "Intervention": ...
 
 
+@runtime_checkable
 class Finder(Protocol):
     """From activations to a subspace. Frozen settings; `fit` returns the result."""
 
@@ -172,6 +177,7 @@ class Finder(Protocol):
     def fit(self, acts: Activations, site: Site) -> Subspace: ...
 
 
+@runtime_checkable
 class TokenSource(Protocol):
     """What turns words into the tokens a model would answer with."""
 
@@ -179,12 +185,14 @@ class TokenSource(Protocol):
     def behaviour_ids(self, behaviour: str) -> list[int]: ...
 
 
+@runtime_checkable
 class Metric(Protocol):
     """Behaviour to one number a prompt."""
 
     def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]: ...
 
 
+@runtime_checkable
 class Check(Protocol):
     """Is it real? One question, answered with findings."""
 

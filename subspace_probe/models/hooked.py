@@ -78,7 +78,7 @@ class HookedModel:
         digest = hashlib.blake2b(digest_size=16)
         for name, value in sorted(self.backend.hf.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         digest.update(
             repr((getattr(self.tokenizer, "chat_template", None), sorted(self.template_kwargs.items()))).encode()

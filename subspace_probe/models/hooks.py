@@ -5,7 +5,8 @@ registration. A hook acts only on the thread that started the pass.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -17,9 +18,27 @@ from subspace_probe.core.errors import ShapeError
 from subspace_probe.core.sites import FORWARD_ORDER, Site, Stream
 from subspace_probe.models.layouts import Layout
 
+_REGISTERING = threading.Lock()
+
 
 class Stop(Exception):
     """Ends a pass after the deepest site; never leaves this module."""
+
+
+@final
+@dataclass(frozen=True)
+class Hook:
+    """One hook that a pass needs.
+
+    Attributes:
+        call: an entry hook takes (module, args, kwargs). Another thread that is inside the module while the hook is
+            removed calls it without kwargs, so they are optional, and without them the pass is not ours.
+        entry: whether it sees the module's input; else its output.
+    """
+
+    module: nn.Module
+    call: Callable[..., Any]
+    entry: bool
 
 
 @final
@@ -54,6 +73,7 @@ class Pass:
                 self.captured[site] = value if self.grad else value.detach()
                 self.fired.add(site)
         if self.stop_after is not None and (layer, stream) == (self.stop_after.layer, self.stop_after.stream):
+            self.fired.add(self.stop_after)
             raise Stop
         return x
 
@@ -80,14 +100,14 @@ class Pass:
         return edited.to(x.device, x.dtype)
 
 
-def hook_block(block: nn.Module, layout: Layout, layer: int, streams: set[Stream], state: Pass) -> list[Any]:
-    """Register the hooks that one block needs for the given streams; returns their handles."""
-    handles = list[Any]()
+def hook_block(block: nn.Module, layout: Layout, layer: int, streams: set[Stream], state: Pass) -> list[Hook]:
+    """The hooks that one block needs for the given streams."""
+    hooks = list[Hook]()
     through_attn = "resid_mid" in streams and not layout.post_norm
 
     def entering(stream: Stream) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not state.mine:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            if kwargs is None or not state.mine:
                 return None
             x, rest, named = module_input(args, kwargs)
             x = state.visit(layer, stream, x)
@@ -113,12 +133,8 @@ def hook_block(block: nn.Module, layout: Layout, layer: int, streams: set[Stream
 
         return hook
 
-    def watch(path: str, make: Callable[..., Any], entry: bool) -> None:
-        module = block.get_submodule(path) if path else block
-        if entry:
-            handles.append(module.register_forward_pre_hook(make, with_kwargs=True))
-        else:
-            handles.append(module.register_forward_hook(make))
+    def watch(path: str, call: Callable[..., Any], entry: bool) -> None:
+        hooks.append(Hook(block.get_submodule(path) if path else block, call, entry))
 
     for stream in [s for s in FORWARD_ORDER if s in streams or (s == "resid_pre" and through_attn)]:
         if stream == "resid_pre":
@@ -138,7 +154,28 @@ def hook_block(block: nn.Module, layout: Layout, layer: int, streams: set[Stream
             watch(layout.mlp, leaving("mlp_out"), False)
         elif stream == "resid_post":
             watch("", leaving("resid_post"), False)
-    return handles
+    return hooks
+
+
+@contextmanager
+def registered(hooks: Sequence[Hook]) -> Generator[None]:
+    """The hooks on their modules; they are gone when the block is left, however it is left.
+
+    Torch registers hooks without a lock: two threads could draw the same id, and one hook would replace the other.
+    """
+    handles: list[Any] = []
+    try:
+        with _REGISTERING:
+            for hook in hooks:
+                if hook.entry:
+                    handles.append(hook.module.register_forward_pre_hook(hook.call, with_kwargs=True))
+                else:
+                    handles.append(hook.module.register_forward_hook(hook.call))
+        yield
+    finally:
+        with _REGISTERING:
+            for handle in handles:
+                handle.remove()
 
 
 def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -31,6 +31,8 @@ class Layout:
         resid_mid: module whose output is `resid_mid` itself, in post-norm families; empty where `resid_mid` is
             `resid_pre + attn_out` and is written through `attn_out`.
         parallel: config attribute that says whether attention and MLP run in parallel.
+        learned_positions: whether positions are added to the embeddings, so that one token's layer-0 state differs by
+            place.
     """
 
     blocks: str = "layers"
@@ -41,6 +43,7 @@ class Layout:
     mlp_post: str = "mlp.down_proj"
     resid_mid: str = ""
     parallel: str = ""
+    learned_positions: bool = False
 
     @property
     def post_norm(self) -> bool:
@@ -61,7 +64,9 @@ _LLAMA = Layout()
 _NORMED = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
 
 LAYOUTS: dict[str, Layout] = {
-    "gpt2": Layout(blocks="h", norm="ln_f", attn="attn", z="attn.c_proj", mlp_post="mlp.c_proj"),
+    "gpt2": Layout(
+        blocks="h", norm="ln_f", attn="attn", z="attn.c_proj", mlp_post="mlp.c_proj", learned_positions=True
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": Layout(mlp_post=""),
@@ -88,6 +93,7 @@ LAYOUTS: dict[str, Layout] = {
         z="attention.output.dense",
         mlp_post="output.dense",
         resid_mid="attention.output",
+        learned_positions=True,
     ),
 }
 """Hugging Face `config.model_type` to layout. Adding a family is one row."""

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap
+from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap, compose
 from subspace_probe.core.errors import BackendError, ConfigError, SiteError, UnsupportedSite
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
 from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.models.hooks import Pass, Stop, first, hook_block, module_input
+from subspace_probe.models.hooks import Hook, Pass, Stop, first, hook_block, module_input, registered
 from subspace_probe.models.layouts import Layout, layout_of
 
 
@@ -105,7 +105,7 @@ class NativeModel:
         Args:
             batch: tokenised prompts; ignored but for positions where `prefix` is given.
             reads: sites to return, after their edit where they are edited.
-            writes: edits by site.
+            writes: edits by site. Those behind `stop_after` are left out, since nothing could see them.
             grad: keep the graph, so that gradients flow through edits.
             stop_after: leave the pass after this site; logits are then None.
             logits_to_keep: unembed only that many last positions; 0 means all.
@@ -128,24 +128,29 @@ class NativeModel:
             except Stop:
                 logits = None
         self._require_fired(state)
-        return Run(logits, {site: state.captured[site] for site in sorted(state.reads, key=lambda s: s.order)})
+        return Run(logits, self._as_asked(reads, state))
 
     def prefix(self, batch: TokenBatch, layer: int, *, writes: EditMap = NO_EDITS) -> Prefix:
         """Run up to block `layer` once, to continue from there many times with `run(prefix=...)`.
 
         Args:
             writes: edits below `layer`, part of the state that is kept.
+
+        Raises:
+            SiteError: no such layer, or an edit at it or above, which belongs to the passes that continue.
         """
         batch = batch.to(self.device)
-        Site(layer).resolve(self._spec.n_layers)
+        layer = Site(layer).resolve(self._spec.n_layers).layer
         state = self._state((), writes, False, None)
+        if above := sorted(site.short for site in state.writes if site.layer >= layer):
+            raise SiteError(f"Edits at {', '.join(above)} lie above a prefix of layer {layer}. Give them to run().")
         state.ctx = EditContext(batch, batch.positions, batch.mask)
         thread, hidden = threading.get_ident(), list[Tensor]()
         calls: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
 
         def record(index: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if threading.get_ident() == thread:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+                if kwargs is not None and threading.get_ident() == thread:
                     x, rest, named = module_input(args, kwargs)
                     calls[index] = rest, named
                     if index == layer:
@@ -153,14 +158,9 @@ class NativeModel:
 
             return hook
 
-        chosen = range(layer, self._spec.n_layers)
-        handles = [self.blocks[i].register_forward_pre_hook(record(i), with_kwargs=True) for i in chosen]
-        try:
-            with torch.no_grad(), self._hooked(state):
-                self._forward(batch, 1)
-        finally:
-            for handle in handles:
-                handle.remove()
+        recorders = [Hook(self.blocks[i], record(i), entry=True) for i in range(layer, self._spec.n_layers)]
+        with torch.no_grad(), self._hooked(state), registered(recorders):
+            self._forward(batch, 1)
         return Prefix(batch, layer, hidden[0], calls)
 
     def generate(
@@ -214,7 +214,9 @@ class NativeModel:
                 produced.append(token)
                 alive = alive & ~torch.isin(token, torch.tensor(stop_ids, device=self.device, dtype=token.dtype))
                 if on_step is not None:
-                    going = on_step(Step(step, token, dict(state.captured)))
+                    # without a cache the pass saw every token again
+                    seen = {site: x if step == 0 else x[:, -1:] for site, x in self._as_asked(reads, state).items()}
+                    going = on_step(Step(step, token, seen))
                     alive = alive & torch.tensor(list(going), dtype=torch.bool, device=self.device)
                 if not bool(alive.any()):
                     break
@@ -224,12 +226,21 @@ class NativeModel:
         return Generation(torch.stack(produced, dim=1), lengths)
 
     def _state(self, reads: Collection[Site], writes: EditMap, grad: bool, stop_after: Site | None) -> Pass:
-        resolved = {site.resolve(self._spec.n_layers): edit for site, edit in writes.items()}
-        wanted = frozenset(site.resolve(self._spec.n_layers) for site in reads)
-        for site in (*wanted, *resolved):
+        n_layers = self._spec.n_layers
+        # composed, since -1 and the last layer are one site
+        resolved = compose(*({site.resolve(n_layers): edit} for site, edit in writes.items()))
+        wanted = frozenset(site.resolve(n_layers) for site in reads)
+        stop = None if stop_after is None else stop_after.resolve(n_layers)
+        for site in (*wanted, *resolved, *([stop] if stop else [])):
             self._require(site)
-        stop = None if stop_after is None else stop_after.resolve(self._spec.n_layers)
+        if stop is not None:
+            resolved = {site: edit for site, edit in resolved.items() if site.order <= stop.order}
         return Pass(wanted, resolved, self._spec.n_heads, stop, grad)
+
+    def _as_asked(self, reads: Collection[Site], state: Pass) -> dict[Site, Tensor]:
+        """What was read, in forward order, by the very sites the caller named (-1 stays -1)."""
+        resolved = {site: site.resolve(self._spec.n_layers) for site in reads}
+        return {site: state.captured[resolved[site]] for site in sorted(resolved, key=lambda s: resolved[s].order)}
 
     def _require(self, site: Site) -> None:
         reason = self._spec.unsupported.get(site.stream)
@@ -242,7 +253,8 @@ class NativeModel:
             raise SiteError(f"{site.short} was asked for, but the model has heads 0 to {self._spec.n_heads - 1}.")
 
     def _require_fired(self, state: Pass) -> None:
-        missing = sorted({*state.reads, *state.writes} - state.fired, key=lambda site: site.order)
+        stop = {state.stop_after} if state.stop_after else set[Site]()
+        missing = sorted({*state.reads, *state.writes, *stop} - state.fired, key=lambda site: site.order)
         if missing:
             names = ", ".join(site.short for site in missing)
             raise SiteError(
@@ -282,7 +294,7 @@ class NativeModel:
             args, kwargs = prefix.calls[index]
             hidden = first(self.blocks[index](hidden, *args, **kwargs))
         head = self.hf.get_output_embeddings()
-        if head is None:
+        if head is None or self._spec.encoder:  # an encoder's head is more than a norm and a matrix
             return None
         logits = head(self.base.get_submodule(self.layout.norm)(hidden[:, -logits_to_keep:]))
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
@@ -292,16 +304,14 @@ class NativeModel:
     def _hooked(self, state: Pass) -> Generator[None]:
         """Register the hooks a pass needs; they are gone when the block is left, however it is left."""
         sites = {*state.reads, *state.writes} | ({state.stop_after} if state.stop_after else set())
-        handles: list[Any] = []
-        try:
-            for layer in sorted({site.layer for site in sites}):
-                streams: set[Stream] = {site.stream for site in sites if site.layer == layer}
-                handles += hook_block(self.blocks[layer], self.layout, layer, streams, state)
+        hooks: list[Hook] = []
+        for layer in sorted({site.layer for site in sites}):
+            streams: set[Stream] = {site.stream for site in sites if site.layer == layer}
+            hooks += hook_block(self.blocks[layer], self.layout, layer, streams, state)
+        with registered(hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
+    @torch.no_grad()
     def _check_identities(self) -> None:
         """The residual identities on four tokens, at the first and the last block; and that a pass can be continued."""
         last = self._spec.n_layers - 1
@@ -320,20 +330,21 @@ class NativeModel:
                 summed = block.output.LayerNorm((mlp + mid).to(self.hf.dtype)).float()
             else:
                 summed = pre + attn + mlp
-            self._require_close(summed, post, f"resid_pre + attn_out + mlp_out = resid_post at layer {layer}")
-        if run.logits is not None:
+            scale = max(float(x.abs().max()) for x in (pre, attn, mlp, post))
+            self._require_close(summed, post, scale, f"resid_pre + attn_out + mlp_out = resid_post at layer {layer}")
+        if run.logits is not None and not self._spec.encoder:
             continued = self.run(batch, prefix=self.prefix(batch, last)).logits
             assert continued is not None  # noqa: S101  (nothing stopped the pass)
-            self._require_close(
-                continued.float(), run.logits.float(), "continuing from the last block gives the logits"
-            )
+            scale = float(run.logits.abs().max())
+            self._require_close(continued, run.logits, scale, "continuing from the last block gives the logits")
 
-    def _require_close(self, found: Tensor, wanted: Tensor, identity: str) -> None:
-        tolerance = (1e-4 if wanted.dtype == self.hf.dtype else 5e-2) * max(1.0, float(wanted.abs().max()))
-        error = float((found - wanted).abs().max())
+    def _require_close(self, found: Tensor, wanted: Tensor, scale: float, identity: str) -> None:
+        # half precision rounds each of the sums; relative to the scale, so that small activations hide nothing
+        tolerance = scale * (1e-4 if self.hf.dtype in (torch.float32, torch.float64) else 5e-2)
+        error = float((found.float() - wanted.float()).abs().max())
         if not error <= tolerance:
             raise BackendError(
-                f"{self._spec.family} breaks the identity '{identity}' by {error:.3g}. "
+                f"{self._spec.family} breaks the identity '{identity}' by {error:.3g} on activations of {scale:.3g}. "
                 "Its row in subspace_probe/models/layouts.py does not fit this version of transformers."
             )
 
@@ -355,6 +366,7 @@ def _spec(hf: Any, layout: Layout, n_layers: int, name: str) -> ModelSpec:
         context=int(config.max_position_embeddings),
         unsupported=layout.unsupported(config),
         encoder=layout.post_norm,
+        learned_positions=layout.learned_positions,
     )
 
 
