@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of activations, in memory or on disk."""
 
@@ -119,7 +120,7 @@ class Activations:
                 )
             yield block, labels[start : start + size]
 
-    def take(self, keep: Int[Tensor, " k"]) -> Self:
+    def take(self, keep: Int[Tensor, " k"]) -> "Activations":
         """Some rows, in memory, with their prompts."""
         prompts = sorted({int(p) for p in self.prompt[keep]})
         renumber = {old: new for new, old in enumerate(prompts)}
@@ -131,21 +132,21 @@ class Activations:
             position=self.position[keep],
         )
 
-    def relabel(self, factor: str) -> Self:
+    def relabel(self, factor: str) -> "Activations":
         """The same rows with a factor as the label."""
         return replace(self, contrast=self.contrast.relabel(factor))
 
-    def with_labels(self, labels: tuple[int, ...]) -> Self:
+    def with_labels(self, labels: tuple[int, ...]) -> "Activations":
         """The same rows under other labels of their prompts; for permutation nulls."""
         return replace(self, contrast=replace(self.contrast, labels=labels))
 
-    def where_prompts(self, keep: Contrast) -> Self:
+    def where_prompts(self, keep: Contrast) -> "Activations":
         """The rows whose prompts are in `keep`, a selection of this one's prompts."""
         wanted = {id(prompt) for prompt in keep.prompts}
         rows = [i for i, p in enumerate(map(int, self.prompt)) if id(self.contrast.prompts[p]) in wanted]
         return self.take(torch.tensor(rows, dtype=torch.long))
 
-    def select(self, label: int | None = None, **factors: int) -> Self:
+    def select(self, label: int | None = None, **factors: int) -> "Activations":
         """The rows with the given label and factors."""
         keep = torch.ones(self.rows.n, dtype=torch.bool)
         if label is not None:
@@ -154,7 +155,7 @@ class Activations:
             keep &= self.factor(name) == value
         return self.take(keep.nonzero().flatten())
 
-    def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
+    def split(self, fraction: float, *, seed: int) -> "tuple[Activations, Activations]":
         """Two parts that share no pair and no group."""
         parts = self.contrast.split_rows(fraction, seed=seed)
         first, second = (torch.isin(self.prompt, torch.tensor(rows)).nonzero().flatten() for rows in parts)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, final
+from typing import final
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Contrast:
             raise DataError(f"Contrast {self.name!r} has labels {other}. Labels are 0 (negative) and 1 (positive).")
 
     @classmethod
-    def from_records(cls, records: Iterable[Record], *, name: str, columns: Columns | None = None) -> Self:
+    def from_records(cls, records: Iterable[Record], *, name: str, columns: Columns | None = None) -> "Contrast":
         """Build a contrast from rows with `prompt` (or `messages`, or `text` for raw text) and `label`.
 
         Optional columns: `pair`, `group`, `instruction`, `answer`, `foil`, and any further column with whole numbers,
@@ -94,7 +94,7 @@ class Contrast:
         return contrast
 
     @classmethod
-    def from_jsonl(cls, path: str | Path, *, columns: Columns | None = None) -> Self:
+    def from_jsonl(cls, path: str | Path, *, columns: Columns | None = None) -> "Contrast":
         """Read a JSON-lines file: one object a line with `prompt` (or `messages`), `label` 0 or 1, optional `pair`.
 
         Raises:
@@ -104,7 +104,7 @@ class Contrast:
         return cls.from_records(read_jsonl(Path(path)), name=Path(path).stem, columns=columns)
 
     @classmethod
-    def from_csv(cls, path: str | Path, *, columns: Columns | None = None) -> Self:
+    def from_csv(cls, path: str | Path, *, columns: Columns | None = None) -> "Contrast":
         """Read a CSV file with a header line; the columns of `from_jsonl`."""
         return cls.from_records(read_csv(Path(path)), name=Path(path).stem, columns=columns)
 
@@ -124,7 +124,7 @@ class Contrast:
                 f"prompts. Both classes need at least {least}."
             )
 
-    def take(self, rows: Sequence[int]) -> Self:
+    def take(self, rows: Sequence[int]) -> "Contrast":
         """The given rows, in the given order."""
 
         def pick(column: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ class Contrast:
             factors={name: pick(column) for name, column in self.factors.items()},
         )
 
-    def where(self, label: int | None = None, **factors: int) -> Self:
+    def where(self, label: int | None = None, **factors: int) -> "Contrast":
         """The rows with the given label and factor values: `contrast.where(label=1, refused=0)`."""
         for name in factors:
             if name not in self.factors:
@@ -149,18 +149,18 @@ class Contrast:
             wanted["label"] = (self.labels, label)
         return self.take([row for row in range(len(self)) if all(col[row] == value for col, value in wanted.values())])
 
-    def map(self, change: Callable[[Prompt], Prompt]) -> Self:
+    def map(self, change: Callable[[Prompt], Prompt]) -> "Contrast":
         """The same contrast with every prompt changed, labels kept."""
         return replace(self, prompts=tuple(change(prompt) for prompt in self.prompts))
 
-    def relabel(self, factor: str) -> Self:
+    def relabel(self, factor: str) -> "Contrast":
         """The same prompts with a factor as the label; the old label is kept as factor `label`."""
         if factor not in self.factors:
             raise unknown("factor", factor, self.factors)
         factors = {**self.factors, "label": self.labels}
         return replace(self, name=f"{self.name}/{factor}", labels=self.factors[factor], factors=factors)
 
-    def sample(self, n: int, *, seed: int) -> Self:
+    def sample(self, n: int, *, seed: int) -> "Contrast":
         """At most n prompts, classes as equal as the data allow, in shuffled order."""
         rng = np.random.default_rng(seed)
         by_label = [rng.permutation([row for row, label in enumerate(self.labels) if label == want]) for want in (0, 1)]
@@ -169,7 +169,7 @@ class Contrast:
         rows = [int(row) for rows, size in zip(by_label, sizes, strict=True) for row in rows[:size]]
         return self.take([rows[int(i)] for i in rng.permutation(len(rows))])
 
-    def split(self, fraction: float, *, seed: int) -> tuple[Self, Self]:
+    def split(self, fraction: float, *, seed: int) -> "tuple[Contrast, Contrast]":
         """Two parts that share no pair and no group, the first with about `fraction` of the prompts.
 
         Raises:

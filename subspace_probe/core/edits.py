@@ -6,7 +6,7 @@ says itself which tokens it touches, so that several edits of one site, each wit
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,6 +40,7 @@ class EditContext:
         return self.batch.select(where, self.positions) & self.real
 
 
+@runtime_checkable
 class Edit(Protocol):
     """A pure, out-of-place, differentiable function of a site's activations."""
 

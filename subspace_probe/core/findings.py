@@ -1,7 +1,7 @@
 """One audited number: the estimate, its interval, what the control gives, and a verdict."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self, final
+from typing import Literal, final
 
 Verdict = Literal["supported", "refuted", "inconclusive", "not tested", "unaudited"]
 Direction = Literal["above", "below", "apart"]
@@ -72,7 +72,7 @@ class Finding:
     expected: Expectation | None = None
     note: str = ""
 
-    def judged(self, direction: Direction, *, margin: float, no_effect: float = 0.0) -> Self:
+    def judged(self, direction: Direction, *, margin: float, no_effect: float = 0.0) -> "Finding":
         """The finding with its verdict, from its own interval and null; see `judge`."""
         verdict = judge(self.interval, self.null, direction, margin=margin, no_effect=no_effect)
         return replace(self, verdict=verdict)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Any, cast, final
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Table:
     about: str = ""
 
     @classmethod
-    def of(cls, records: Sequence[Mapping[str, Any]], about: str = "") -> Self:
+    def of(cls, records: Sequence[Mapping[str, Any]], about: str = "") -> "Table":
         """A table from records that share their keys."""
         columns = tuple(records[0]) if records else ()
         return cls(columns, tuple(tuple(record[name] for name in columns) for record in records), about)
@@ -56,7 +56,7 @@ class Table:
         """The rows as dictionaries."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
-    def where(self, **values: Any) -> Self:
+    def where(self, **values: Any) -> "Table":
         """The rows whose columns have the given values."""
         kept = [record for record in self.records() if all(record[name] == value for name, value in values.items())]
         return replace(self, rows=tuple(tuple(record.values()) for record in kept))
@@ -83,7 +83,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
-    def now(cls, **fields: Any) -> Self:
+    def now(cls, **fields: Any) -> "Provenance":
         """Provenance stamped with the time and the versions of what computed it."""
         versions = {"python": platform.python_version()}
         for package in ("subspace-probe", "torch", "transformers", "numpy", "scikit-learn"):
@@ -122,7 +122,7 @@ class Report:
         """Findings that are not where the study expects them."""
         return tuple(finding for finding in self.findings if not finding.met)
 
-    def __add__(self, other: "Report | Iterable[Finding]") -> Self:
+    def __add__(self, other: "Report | Iterable[Finding]") -> "Report":
         if isinstance(other, Report):
             return replace(self, findings=self.findings + other.findings, tables={**self.tables, **other.tables})
         return replace(self, findings=self.findings + tuple(other))
@@ -139,7 +139,7 @@ class Report:
         return json.dumps(_plain(body), indent=1, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "Report":
         """Read what `to_json` wrote.
 
         Raises:
@@ -157,7 +157,7 @@ class Report:
             raise StoreError(f"A damaged report: {type(error).__name__} {error}. Run the study again.") from None
 
     @classmethod
-    def _of(cls, body: dict[str, Any]) -> Self:
+    def _of(cls, body: dict[str, Any]) -> "Report":
         tables = {
             name: Table(tuple(t["columns"]), tuple(tuple(row) for row in t["rows"]), t["about"])
             for name, t in body["tables"].items()
@@ -178,7 +178,7 @@ class Report:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Report":
         """Read a report's JSON file.
 
         Raises:

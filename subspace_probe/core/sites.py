@@ -10,7 +10,7 @@ of the attention's output projection, `mlp_post` the input of the MLP's down pro
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, Self, final, get_args
+from typing import Literal, final, get_args
 
 from subspace_probe.core.errors import SiteError, unknown
 
@@ -62,7 +62,7 @@ class Site:
             raise SiteError(f"A head was asked for at {self.stream!r}, but only 'z' is split by head. Use stream='z'.")
 
     @classmethod
-    def parse(cls, name: str) -> Self:
+    def parse(cls, name: str) -> "Site":
         """Read `blocks.12.hook_resid_post` (TransformerLens), `L12.resid_post` or `L12.z.h3`."""
         if match := _TL_NAME.fullmatch(name):
             rest = match["rest"]
@@ -72,7 +72,7 @@ class Site:
             return cls(int(match["layer"]), stream(match["stream"]), None if head is None else int(head))
         raise SiteError(f"Cannot read the site {name!r}. Write 'L12.resid_post' or 'blocks.12.hook_resid_post'.")
 
-    def resolve(self, n_layers: int) -> Self:
+    def resolve(self, n_layers: int) -> "Site":
         """The same site with a layer counted from the front.
 
         Raises:

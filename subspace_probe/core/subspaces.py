@@ -4,7 +4,7 @@ import html
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, cast, final
+from typing import Any, cast, final
 
 import torch
 from jaxtyping import Float
@@ -70,7 +70,7 @@ class Subspace:
         where: Where | None = None,
         found: bool = True,
         notes: dict[str, Any] | None = None,
-    ) -> Self:
+    ) -> "Subspace":
         """The span of the given vectors; each row's scale is the length of its vector, its sign the vector's.
 
         Raises:
@@ -131,22 +131,22 @@ class Subspace:
         """`x` with its component inside replaced by the origin's."""
         return projections.reject(x, self.basis.to(x), self.origin.to(x))
 
-    def overlap(self, other: Self) -> float:
+    def overlap(self, other: "Subspace") -> float:
         """Mean squared cosine of the principal angles, 0 to 1."""
         self.require_width(other.width)
         return angles.overlap(self.basis.double(), other.basis.double())
 
-    def cosine(self, other: Self) -> float:
+    def cosine(self, other: "Subspace") -> float:
         """Signed cosine between two directions."""
         self.require_width(other.width)
         return angles.cosine(self.vector.double(), other.vector.double())
 
-    def scaled(self, factor: float) -> Self:
+    def scaled(self, factor: float) -> "Subspace":
         """The same subspace with another natural step; a negative factor turns every row around."""
         basis = -self.basis if factor < 0 else self.basis
         return replace(self, basis=basis, scale=self.scale * abs(factor))
 
-    def moved(self, site: Site) -> Self:
+    def moved(self, site: Site) -> "Subspace":
         """The same vectors, said to live at another site."""
         return replace(self, site=site)
 
@@ -200,7 +200,7 @@ class Subspace:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Subspace":
         """Read what `save` wrote.
 
         Raises:

@@ -8,7 +8,7 @@ addressed by the same numbers as a full pass.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,12 +46,12 @@ class Where:
         """Whether it is exactly one token of every prompt."""
         return self.anchor in ("t_inst", "t_post_inst", "last", "at")
 
-    def offset(self, by: int) -> Self:
+    def offset(self, by: int) -> "Where":
         """The token `by` places later (earlier if negative)."""
         return replace(self, shift=self.shift + by)
 
     @classmethod
-    def parse(cls, name: str) -> Self:
+    def parse(cls, name: str) -> "Where":
         """Read `t_inst`, `last-1`, `at+3`, `all`, `span:the king`, or a bare number as `at`."""
         if name.startswith("span:"):
             return cls("span", text=name.removeprefix("span:"))
@@ -131,12 +131,12 @@ class TokenBatch:
         """Number of real tokens of each prompt."""
         return self.mask.long().sum(-1)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch with its tensors on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("ids", "mask", "instruction", "templated")}
         return replace(self, **moved)
 
-    def rows(self, index: Sequence[int] | slice) -> Self:
+    def rows(self, index: Sequence[int] | slice) -> "TokenBatch":
         """Some of the prompts, with padding that none of them needs cut off."""
         chosen = list(range(self.size))[index] if isinstance(index, slice) else list(index)
         mask = self.mask[chosen]
@@ -151,7 +151,7 @@ class TokenBatch:
             offsets=tuple(self.offsets[row] for row in chosen),
         )
 
-    def repeat(self, times: int) -> Self:
+    def repeat(self, times: int) -> "TokenBatch":
         """The batch stacked `times` times: all rows, then all rows again."""
         return replace(
             self,

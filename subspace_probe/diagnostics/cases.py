@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -65,6 +65,7 @@ class Case:
         return Finding(f"control.{name}", claim, float("nan"), verdict="not tested", note=reason)
 
 
+@runtime_checkable
 class CaseCheck(Protocol):
     """One question about an intervention.
 

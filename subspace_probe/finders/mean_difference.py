@@ -1,7 +1,7 @@
 """Difference of class means."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -61,18 +61,29 @@ class MeanDifference:
         gap, null = sums[0], sums[1:].norm(dim=1)
         length = float(gap.norm())
         p = permutation_p(length, null, side="greater") if len(null) else float("nan")
-        if length <= 1e-12 * (1 + float(positive.mean.norm())):
-            # no gap at all, as at layer 0 of template tokens: a unit vector would be noise
-            return self._result(torch.eye(len(gap))[0].double(), gap * 0, acts, site, False, {"gap": 0.0, "p": 1.0})
-        origin = (positive.mean + negative.mean) / 2
+        # no gap at all, as at layer 0 of template tokens: dividing by its length would make noise a unit vector
+        empty = length <= 1e-12 * (1 + float(positive.mean.norm()))
+        basis = torch.eye(1, len(gap)) if empty else (gap / length)[None].float()
         notes = {
+            "finder": self.name,
+            "paired": self.paired,
+            "strata": self.strata,
             "gap": length,
             "null_gap_95": float(null.quantile(0.95)) if len(null) else None,
             "p": p,
             "n_positive": positive.n,
             "n_negative": negative.n,
+            **acts.notes,
         }
-        return self._result(gap, origin, acts, site, not p > 0.05, notes)
+        return Subspace(
+            basis=basis,
+            scale=torch.tensor([0.0 if empty else length]),
+            origin=((positive.mean + negative.mean) / 2).float(),
+            site=site,
+            where=acts.where,
+            found=not (empty or p > 0.05),
+            notes=notes,
+        )
 
     def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:
         """The labels under the null that they do not matter: exchanged within pairs, or within strata."""
@@ -85,20 +96,6 @@ class MeanDifference:
         for value in strata.unique():
             out[strata == value] = permute_labels(labels[strata == value], seed=seed)
         return out
-
-    def _result(
-        self,
-        gap: Float[Tensor, " d"],
-        origin: Float[Tensor, " d"],
-        acts: Activations,
-        site: Site,
-        found: bool,
-        notes: dict[str, Any],
-    ) -> Subspace:
-        settings = {"finder": self.name, "paired": self.paired, "strata": self.strata}
-        return Subspace.span(
-            gap, origin=origin, site=site, where=acts.where, found=found, notes={**settings, **notes, **acts.notes}
-        )
 
     def _weights(self, acts: Activations, labels: Tensor) -> Float[Tensor, " n"]:
         """One weight a row, so that the direction is their weighted sum."""

@@ -59,9 +59,10 @@ def select_published(
         and c.induce >= induce_least
     ]
     if not kept:
+        deepest = int(n_layers * (1 - cut))
         raise ConfigError(
-            f"None of {len(candidates)} candidates survives the published filters "
-            f"(layer < {int(n_layers * (1 - cut))}, KL <= {kl_most}, induce >= {induce_least}). The model may not refuse through one direction."
+            f"None of {len(candidates)} candidates survives the published filters: layer < {deepest}, "
+            f"KL <= {kl_most}, induce >= {induce_least}. The model may not refuse through one direction."
         )
     return tuple(sorted(kept, key=lambda c: c.bypass))
 

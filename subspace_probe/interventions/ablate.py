@@ -1,7 +1,7 @@
 """Directional ablation: take a subspace out of the residual stream."""
 
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import final
 
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class Ablate:
 
         return {site: At(self.where, change) for site in resolve_sites(self.sites, n_layers)}
 
-    def with_subspace(self, subspace: Subspace) -> Self:
+    def with_subspace(self, subspace: Subspace) -> "Ablate":
         """The same operation on another subspace."""
         return replace(self, subspace=subspace)
 

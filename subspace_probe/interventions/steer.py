@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import final
 
 from torch import Tensor
 
@@ -52,11 +52,11 @@ class Steer:
 
         return {site.resolve(n_layers): At(self.where, change)}
 
-    def with_subspace(self, subspace: Subspace) -> Self:
+    def with_subspace(self, subspace: Subspace) -> "Steer":
         """The same operation along another subspace, at the same place."""
         return replace(self, subspace=subspace, site=self.site or self.subspace.site)
 
-    def with_strength(self, strength: float) -> Self:
+    def with_strength(self, strength: float) -> "Steer":
         """The same operation at another strength."""
         return replace(self, strength=strength)
 

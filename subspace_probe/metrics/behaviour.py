@@ -52,7 +52,7 @@ def judgement_score(model: TokenSource) -> TokenOdds:
 
 
 def answered(logits: Float[Tensor, "n d_vocab"], metric: TokenOdds) -> Float[Tensor, " n"]:
-    """Probability that the reply is one of the metric's tokens at all; low values mean the question was not answered."""
+    """Probability that the reply is one of the metric's tokens at all; low where the question was not answered."""
     p = logits.double().softmax(-1)
     return p[:, [*metric.ids, *metric.against]].sum(-1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 
@@ -34,6 +34,7 @@ FRAMINGS = ("plain", "jailbreak", "strict")
 _DOSES = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What these parts need of the study's settings."""
 
@@ -53,6 +54,7 @@ class Settings(Protocol):
     def seed(self) -> int: ...
 
 
+@runtime_checkable
 class Fitted(Protocol):
     """Both directions at every layer of one position."""
 

@@ -1,0 +1,74 @@
+"""Choosing a site: right where there is signal, corrected where there is none, and blind to the test prompts."""
+
+import pytest
+import torch
+
+from tests.planted import activations, planted
+
+
+def _many_sites(gap: float, seed: int, n: int = 120, strong: int = 2):
+    from subspace_probe.core.activations import MemoryRows
+    from subspace_probe.core.sites import Site
+
+    tensors = {}
+    for layer in range(5):
+        x, labels, _ = planted(n=n, gap=gap if layer == strong else 0.0, seed=100 * seed + layer)
+        tensors[Site(layer)] = x
+    acts = activations(x, labels)
+    from dataclasses import replace
+
+    return replace(acts, rows=MemoryRows(tensors))
+
+
+def test_finds_the_site_with_the_signal() -> None:
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+
+    found = find(_many_sites(4.0, 0), MeanDifference(), seed=0)
+    assert found.subspace.site is not None
+    assert found.subspace.site.layer == 2
+    assert found.subspace.found
+    assert found.subspace.notes["test_auroc"] > 0.85
+    assert found.table.column("chosen").count(True) == 1
+
+
+def test_the_best_of_many_sites_without_signal_is_not_found() -> None:
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+
+    sweeps = [find(_many_sites(0.0, seed), MeanDifference(), null_draws=39, seed=seed) for seed in range(12)]
+    assert sum(sweep.subspace.found for sweep in sweeps) <= 3
+    # control: without the correction the best validation AUROC looks like something
+    assert sum(s.subspace.notes["validation_auroc"] for s in sweeps) / len(sweeps) > 0.55
+
+
+def test_test_prompts_do_not_touch_the_choice() -> None:
+    """Rows of the test part are replaced by noise: the direction and the site stay bit for bit the same."""
+    from dataclasses import replace
+
+    from subspace_probe.core.activations import MemoryRows
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+
+    acts = _many_sites(2.0, 1)
+    _, rest = acts.contrast.split(0.5, seed=0)
+    _, test = rest.split(0.5, seed=0)
+    names = {prompt.text for prompt in test.prompts}
+    spoiled = torch.tensor([prompt.text in names for prompt in acts.contrast.prompts])
+    tensors = {
+        site: torch.where(spoiled[:, None], torch.full_like(acts.at(site), 7.0), acts.at(site)) for site in acts.sites
+    }
+    a = find(acts, MeanDifference(), null_draws=0, seed=0).subspace
+    b = find(replace(acts, rows=MemoryRows(tensors)), MeanDifference(), null_draws=0, seed=0).subspace
+    assert a.site == b.site
+    assert torch.equal(a.basis, b.basis)
+    assert a.notes["test_auroc"] != b.notes["test_auroc"]
+
+
+def test_says_how_many_prompts_are_needed() -> None:
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+
+    with pytest.raises(DataError, match="needs at least 8"):
+        find(_many_sites(4.0, 0, n=8), MeanDifference())
