@@ -161,10 +161,7 @@ def save(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
     save_tokenizer(folder)
     metadata = {
         "organism": name,
-        "refusal_tokens": [REFUSE],
-        "compliance_tokens": [COMPLY],
-        "harmful_tokens": [YES],
-        "harmless_tokens": [NO],
+        "words": {"refusal": [REFUSE], "compliance": [COMPLY], "harmful": [YES], "harmless": [NO]},
     }
     (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
