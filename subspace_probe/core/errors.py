@@ -84,5 +84,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     return UnknownName(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
 
 
-for _error in [value for value in list(globals().values()) if isinstance(value, type)]:
-    _error.__module__ = "subspace_probe"  # tracebacks show the public name
+for _error in list(globals().values()):
+    # only our own: what is imported here is a type as well, and is not ours to rename
+    if isinstance(_error, type) and _error.__module__ == __name__:
+        _error.__module__ = "subspace_probe"  # tracebacks show the public name
