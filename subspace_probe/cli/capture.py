@@ -1,0 +1,63 @@
+"""`subspace-probe capture`: activations of a contrast, into a folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subspace_probe.cli.options import (
+    Backend,
+    ColumnNames,
+    ContrastName,
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    Split,
+    Template,
+    open_contrast,
+    open_model,
+    shows_progress,
+    sites_of,
+)
+
+
+def capture(
+    ctx: typer.Context,
+    model: ModelName,
+    contrast: ContrastName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the activations.")],
+    site: Annotated[
+        str, typer.Option(help="resid_post for every layer, L3.resid_post for one, several with commas.")
+    ] = "resid_post",
+    where: Annotated[str, typer.Option(help="t_inst, t_post_inst, last, all, a number, or span:some words.")] = "last",
+    columns: ColumnNames = None,
+    split: Split = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    backend: Backend = "native",
+    template: Template = None,
+    seed: Seed = 0,
+) -> None:
+    """Read activations once and keep them on disk."""
+    from subspace_probe.cli.outputs import writable_folder
+    from subspace_probe.cli.terminal import grid, right, say, wrote
+    from subspace_probe.core.tokens import Where
+    from subspace_probe.store import save_activations
+
+    writable_folder(out)
+    tokens = Where.parse(where)
+    prompts = open_contrast(contrast, columns=columns, split=split, seed=seed)
+    progress = shows_progress(ctx)
+    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, progress=progress)
+    sites = sites_of(site, loaded.spec.n_layers)
+    acts = loaded.capture(prompts, sites=sites, where=tokens, progress=progress)
+    save_activations(acts, out)
+    say((f"{acts.rows.n} rows", "bold"), f" at {tokens} of {len(prompts)} prompts from {prompts.name}")
+    rows: list[list[str]] = []
+    for each in acts.sites:
+        states = acts.at(each)
+        norm = f"{states.float().norm(dim=1).mean():.3g}"
+        rows.append([each.short, f"{states.shape[0]} x {states.shape[1]}", str(states.dtype)[6:], norm])
+    grid(["site", right("shape"), right("dtype"), right("mean norm")], rows)
+    wrote(out)
