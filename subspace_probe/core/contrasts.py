@@ -126,17 +126,13 @@ class Contrast:
 
     def take(self, rows: Sequence[int]) -> "Contrast":
         """The given rows, in the given order."""
-
-        def pick(column: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(column[row] for row in rows)
-
         return replace(
             self,
             prompts=tuple(self.prompts[row] for row in rows),
-            labels=pick(self.labels),
-            pairs=pick(self.pairs),
-            groups=pick(self.groups),
-            factors={name: pick(column) for name, column in self.factors.items()},
+            labels=tuple(self.labels[row] for row in rows),
+            pairs=tuple(self.pairs[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows),
+            factors={name: tuple(column[row] for row in rows) for name, column in self.factors.items()},
         )
 
     def where(self, label: int | None = None, **factors: int) -> "Contrast":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -74,20 +74,25 @@ class Prefix:
 
     def repeat(self, times: int) -> "Prefix":
         """The state stacked `times` times on the batch axis, to run several conditions in one pass."""
+        n, done = self.batch.size, dict[int, Tensor]()
+        calls = {layer: _stacked(call, n, times, done) for layer, call in self.calls.items()}
+        hidden = self.hidden.repeat(times, 1, 1)
+        return replace(self, batch=self.batch.repeat(times), hidden=hidden, calls=calls)
 
-        def stack(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                whole = value.ndim > 0 and value.shape[0] == self.batch.size
-                return value.repeat(times, *[1] * (value.ndim - 1)) if whole else value
-            if isinstance(value, tuple):
-                return tuple(stack(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+
+def _stacked(value: Any, n: int, times: int, done: dict[int, Tensor]) -> Any:
+    """Every tensor with n rows, in tuples and dictionaries too, repeated along its first axis; once if layers share it."""
+    if isinstance(value, Tensor):
+        if not value.ndim or value.shape[0] != n:
             return value
-
-        calls = {
-            layer: (tuple(map(stack, args)), {name: stack(value) for name, value in kwargs.items()})
-            for layer, (args, kwargs) in self.calls.items()
-        }
-        return replace(self, batch=self.batch.repeat(times), hidden=stack(self.hidden), calls=calls)
+        if id(value) not in done:
+            done[id(value)] = value.repeat(times, *[1] * (value.ndim - 1))
+        return done[id(value)]
+    if isinstance(value, tuple):
+        return tuple(_stacked(item, n, times, done) for item in cast("tuple[Any, ...]", value))
+    if isinstance(value, dict):
+        return {name: _stacked(item, n, times, done) for name, item in cast("dict[str, Any]", value).items()}
+    return value
 
 
 @final

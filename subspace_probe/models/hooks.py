@@ -5,7 +5,7 @@ registration. A hook acts only on the thread that started the pass.
 """
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from subspace_probe.core.edits import EditContext, EditMap
 from subspace_probe.core.errors import ShapeError
-from subspace_probe.core.sites import FORWARD_ORDER, Site, Stream
+from subspace_probe.core.sites import Site, Stream
 from subspace_probe.models.layouts import Layout
 
 _REGISTERING = threading.Lock()
@@ -100,60 +100,95 @@ class Pass:
         return edited.to(x.device, x.dtype)
 
 
-def hook_block(block: nn.Module, layout: Layout, layer: int, streams: set[Stream], state: Pass) -> list[Hook]:
-    """The hooks that one block needs for the given streams."""
-    hooks = list[Hook]()
-    through_attn = "resid_mid" in streams and not layout.post_norm
+@final
+@dataclass(frozen=True, eq=False)
+class _Entering:
+    """Visits a stream that is a module's input."""
 
-    def entering(stream: Stream) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-            if kwargs is None or not state.mine:
-                return None
+    state: Pass
+    layer: int
+    stream: Stream
+    keep: bool = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if kwargs is None or not self.state.mine:
+            return None
+        x, rest, named = module_input(args, kwargs)
+        x = self.state.visit(self.layer, self.stream, x)
+        if self.keep:
+            self.state.pre[self.layer] = x
+        return (x, *rest), named
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Leaving:
+    """Visits the streams that a module's output is, one after the other; `resid_mid` may be one through `attn_out`."""
+
+    state: Pass
+    layer: int
+    streams: tuple[Stream, ...]
+    through_attn: bool = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not self.state.mine:
+            return None
+        x = first(output)
+        for stream in self.streams:
+            if stream == "resid_mid" and self.through_attn:
+                mid = self.state.pre.pop(self.layer) + x
+                # adding the difference moves the stream itself, which the second norm's input would not
+                x = x + (self.state.visit(self.layer, "resid_mid", mid) - mid)
+            else:
+                x = self.state.visit(self.layer, stream, x)
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Recorder:
+    """Keeps what a block was called with: its input, and in `rest` everything besides."""
+
+    state: Pass
+    inputs: list[Tensor] = field(default_factory=list[Tensor])
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list[Any])
+
+    @property
+    def rest(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments by position and by name, without the input."""
+        return self.calls[0]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is not None and self.state.mine:
             x, rest, named = module_input(args, kwargs)
-            x = state.visit(layer, stream, x)
-            if stream == "resid_pre" and through_attn:
-                state.pre[layer] = x
-            return (x, *rest), named
+            self.inputs.append(x)
+            self.calls.append((rest, named))
 
-        return hook
 
-    def leaving(*visited: Stream) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if not state.mine:
-                return None
-            x = first(output)
-            for stream in visited:
-                if stream == "resid_mid" and through_attn:
-                    mid = state.pre.pop(layer) + x
-                    # adding the difference moves the stream itself, which the second norm's input would not
-                    x = x + (state.visit(layer, "resid_mid", mid) - mid)
-                else:
-                    x = state.visit(layer, stream, x)
-            return _with_first(output, x)
-
-        return hook
-
-    def watch(path: str, call: Callable[..., Any], entry: bool) -> None:
-        hooks.append(Hook(block.get_submodule(path) if path else block, call, entry))
-
-    for stream in [s for s in FORWARD_ORDER if s in streams or (s == "resid_pre" and through_attn)]:
-        if stream == "resid_pre":
-            watch("", entering("resid_pre"), True)
-        elif stream == "z":
-            watch(layout.z, entering("z"), True)
-        elif stream == "mlp_post":
-            watch(layout.mlp_post, entering("mlp_post"), True)
-        elif stream == "attn_out":
-            # one hook for both: hooks of one module run in the order of registration
-            watch(layout.attn, leaving(*(("attn_out", "resid_mid") if through_attn else ("attn_out",))), False)
-        elif stream == "resid_mid" and not through_attn:
-            watch(layout.resid_mid, leaving("resid_mid"), False)
-        elif stream == "resid_mid" and "attn_out" not in streams:
-            watch(layout.attn, leaving("resid_mid"), False)
-        elif stream == "mlp_out":
-            watch(layout.mlp, leaving("mlp_out"), False)
-        elif stream == "resid_post":
-            watch("", leaving("resid_post"), False)
+def hook_block(block: nn.Module, layout: Layout, layer: int, streams: Collection[Stream], state: Pass) -> list[Hook]:
+    """The hooks that one block needs for the given streams."""
+    through_attn = "resid_mid" in streams and not layout.post_norm
+    hooks = list[Hook]()
+    if "resid_pre" in streams or through_attn:
+        hooks.append(Hook(block, _Entering(state, layer, "resid_pre", keep=through_attn), entry=True))
+    if "z" in streams:
+        hooks.append(Hook(block.get_submodule(layout.z), _Entering(state, layer, "z"), entry=True))
+    if "mlp_post" in streams:
+        hooks.append(Hook(block.get_submodule(layout.mlp_post), _Entering(state, layer, "mlp_post"), entry=True))
+    # one hook a module: attn_out and a resid_mid written through it are visited by the same one
+    attn: list[Stream] = ["attn_out"] if "attn_out" in streams else []
+    if through_attn:
+        attn.append("resid_mid")
+    outputs: list[tuple[str, list[Stream]]] = [
+        (layout.attn, attn),
+        (layout.resid_mid, ["resid_mid"] if "resid_mid" in streams and not through_attn else []),
+        (layout.mlp, ["mlp_out"] if "mlp_out" in streams else []),
+        ("", ["resid_post"] if "resid_post" in streams else []),
+    ]
+    for path, names in outputs:
+        if names:
+            call = _Leaving(state, layer, tuple(names), through_attn)
+            hooks.append(Hook(block.get_submodule(path) if path else block, call, entry=False))
     return hooks
 
 
@@ -188,7 +223,3 @@ def module_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
 def first(output: Any) -> Tensor:
     """A module's output tensor; some families return tuples."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, x: Tensor) -> Any:
-    return (x, *output[1:]) if isinstance(output, tuple) else x

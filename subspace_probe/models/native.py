@@ -6,8 +6,7 @@ The user's model is not changed.
 
 import copy
 import inspect
-import threading
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, final
@@ -21,7 +20,8 @@ from subspace_probe.core.errors import BackendError, ConfigError, SiteError, Uns
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
 from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.models.hooks import Hook, Pass, Stop, first, hook_block, module_input, registered
+from subspace_probe.models.hooks import Hook, Pass, Recorder, Stop, first, hook_block, registered
+from subspace_probe.models.identities import check_identities, require_modules
 from subspace_probe.models.layouts import Layout, layout_of
 
 
@@ -46,9 +46,10 @@ class NativeModel:
         self.layout: Layout = layout_of(self.hf.config)
         self.base: Any = self.hf.base_model
         self.blocks = list(self.base.get_submodule(self.layout.blocks))
+        require_modules(self.blocks[0], self.layout, type(self.hf).__name__)
         self._spec = _spec(self.hf, self.layout, len(self.blocks), name)
         self._takes = frozenset(inspect.signature(self.hf.forward).parameters)
-        self._check_identities()
+        check_identities(self, self.blocks, self.layout, self.device)
 
     @property
     def spec(self) -> ModelSpec:
@@ -145,23 +146,12 @@ class NativeModel:
         if above := sorted(site.short for site in state.writes if site.layer >= layer):
             raise SiteError(f"Edits at {', '.join(above)} lie above a prefix of layer {layer}. Give them to run().")
         state.ctx = EditContext(batch, batch.positions, batch.mask)
-        thread, hidden = threading.get_ident(), list[Tensor]()
-        calls: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
-
-        def record(index: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-                if kwargs is not None and threading.get_ident() == thread:
-                    x, rest, named = module_input(args, kwargs)
-                    calls[index] = rest, named
-                    if index == layer:
-                        hidden.append(x)
-
-            return hook
-
-        recorders = [Hook(self.blocks[i], record(i), entry=True) for i in range(layer, self._spec.n_layers)]
-        with torch.no_grad(), self._hooked(state), registered(recorders):
+        recorders = [Recorder(state) for _ in range(layer, self._spec.n_layers)]
+        hooks = [Hook(self.blocks[layer + i], recorder, entry=True) for i, recorder in enumerate(recorders)]
+        with torch.no_grad(), self._hooked(state), registered(hooks):
             self._forward(batch, 1)
-        return Prefix(batch, layer, hidden[0], calls)
+        hidden = recorders[0].inputs[0]
+        return Prefix(batch, layer, hidden, {layer + i: recorder.rest for i, recorder in enumerate(recorders)})
 
     def generate(
         self,
@@ -310,43 +300,6 @@ class NativeModel:
             hooks += hook_block(self.blocks[layer], self.layout, layer, streams, state)
         with registered(hooks):
             yield
-
-    @torch.no_grad()
-    def _check_identities(self) -> None:
-        """The residual identities on four tokens, at the first and the last block; and that a pass can be continued."""
-        last = self._spec.n_layers - 1
-        ids = torch.tensor([[1, 2, 3, 4]], device=self.device) % self._spec.d_vocab
-        ones = torch.ones_like(ids, dtype=torch.bool)
-        none = torch.full((1, 2), -1, device=self.device)
-        batch = TokenBatch(ids, ones, none, ones[:, 0] & False, ("",), (((0, 0),) * 4,))
-        streams: list[Stream] = ["resid_pre", "attn_out", "mlp_out", "resid_post"]
-        sites = [Site(layer, stream) for layer in {0, last} for stream in streams]
-        run = self.run(batch, reads=sites)
-        for layer in {0, last}:
-            pre, attn, mlp, post = (run.reads[Site(layer, stream)].float() for stream in streams)
-            if self.layout.post_norm:
-                block = self.blocks[layer]
-                mid = block.attention.output.LayerNorm((attn + pre).to(self.hf.dtype)).float()
-                summed = block.output.LayerNorm((mlp + mid).to(self.hf.dtype)).float()
-            else:
-                summed = pre + attn + mlp
-            scale = max(float(x.abs().max()) for x in (pre, attn, mlp, post))
-            self._require_close(summed, post, scale, f"resid_pre + attn_out + mlp_out = resid_post at layer {layer}")
-        if run.logits is not None and not self._spec.encoder:
-            continued = self.run(batch, prefix=self.prefix(batch, last)).logits
-            assert continued is not None  # noqa: S101  (nothing stopped the pass)
-            scale = float(run.logits.abs().max())
-            self._require_close(continued, run.logits, scale, "continuing from the last block gives the logits")
-
-    def _require_close(self, found: Tensor, wanted: Tensor, scale: float, identity: str) -> None:
-        # half precision rounds each of the sums; relative to the scale, so that small activations hide nothing
-        tolerance = scale * (1e-4 if self.hf.dtype in (torch.float32, torch.float64) else 5e-2)
-        error = float((found.float() - wanted.float()).abs().max())
-        if not error <= tolerance:
-            raise BackendError(
-                f"{self._spec.family} breaks the identity '{identity}' by {error:.3g} on activations of {scale:.3g}. "
-                "Its row in subspace_probe/models/layouts.py does not fit this version of transformers."
-            )
 
 
 def _spec(hf: Any, layout: Layout, n_layers: int, name: str) -> ModelSpec:
