@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from subspace_probe.cli.options import (
+    PROGRESS,
     Backend,
     ColumnNames,
     ContrastName,
@@ -17,13 +18,11 @@ from subspace_probe.cli.options import (
     Template,
     open_contrast,
     open_model,
-    shows_progress,
     sites_of,
 )
 
 
 def capture(
-    ctx: typer.Context,
     model: ModelName,
     contrast: ContrastName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the activations.")],
@@ -48,8 +47,8 @@ def capture(
     writable_folder(out)
     tokens = Where.parse(where)
     prompts = open_contrast(contrast, columns=columns, split=split, seed=seed)
-    progress = shows_progress(ctx)
-    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, progress=progress)
+    progress = PROGRESS.get()
+    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     sites = sites_of(site, loaded.spec.n_layers)
     acts = loaded.capture(prompts, sites=sites, where=tokens, progress=progress)
     save_activations(acts, out)

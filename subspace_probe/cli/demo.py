@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
-from subspace_probe.cli.options import Seed, open_model, shows_progress
+from subspace_probe.cli.options import PROGRESS, Seed, open_model
 
 MODEL, STUDY, PRESET = "organism:chat", "harmfulness", "tiny"
 
 
 def demo(
-    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.json and report.html.")] = Path(
         "demo-report"
     ),
@@ -28,7 +27,7 @@ def demo(
     chosen = STUDIES.load(STUDY)
     say((chosen.title, "bold"), (f"  {chosen.citation}", "dim"))
     model = open_model(MODEL)
-    report = chosen.run(model, configured(chosen, STUDY, {}, preset=PRESET, seed=seed), progress=shows_progress(ctx))
+    report = chosen.run(model, configured(chosen, STUDY, {}, preset=PRESET, seed=seed), progress=PROGRESS.get())
     paths = save_report(report, out)
     show_report(report)
     wrote(*paths)

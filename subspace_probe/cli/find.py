@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from subspace_probe.cli.options import (
+    PROGRESS,
     Backend,
     ColumnNames,
     ContrastName,
@@ -20,7 +21,6 @@ from subspace_probe.cli.options import (
     open_contrast,
     open_model,
     pairs_of,
-    shows_progress,
     sites_of,
 )
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 def find(
-    ctx: typer.Context,
     model: ModelName,
     contrast: ContrastName,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the direction.")] = Path("direction.safetensors"),
@@ -55,8 +54,8 @@ def find(
     tokens = Where.parse(where)
     method = _finder(finder, pairs_of(settings, "--set"), seed)
     prompts = open_contrast(contrast, columns=columns, split=split, seed=seed)
-    progress = shows_progress(ctx)
-    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, progress=progress)
+    progress = PROGRESS.get()
+    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     sites = sites_of(site, loaded.spec.n_layers)
 
     from subspace_probe.finders.sweep import find as sweep
@@ -108,4 +107,7 @@ def _show(found: "Found", model: str, out: Path) -> None:
         warn(f"NOT FOUND: nothing beyond what shuffled labels give. At best {place}, {subspace.where}: {numbers}")
         warn("The file is written and marked found=False. Do not read it as a finding: add prompts or try other sites.")
     wrote(out)
-    say(("Use it: ", "dim"), f"subspace-probe steer --model {model} --direction {out} --strength 1,2 --prompt '...'")
+    if subspace.found:
+        say(
+            ("Use it: ", "dim"), f"subspace-probe steer --model {model} --direction {out} --strength 1,2 --prompt '...'"
+        )

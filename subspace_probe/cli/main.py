@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from subspace_probe import __version__
 from subspace_probe.cli import capture, demo, find, organisms, report, steer, study
-from subspace_probe.cli.options import Session
+from subspace_probe.cli.options import PROGRESS
 from subspace_probe.cli.terminal import complain
 from subspace_probe.core.errors import SubspaceProbeError
 
@@ -54,22 +54,22 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"subspace-probe {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
 def root(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars. Also behind a verb.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors. Also behind a verb.")] = False,
 ) -> None:
-    ctx.obj = Session(progress=not quiet)
+    PROGRESS.set(not quiet)
 
 
 app.command("demo")(demo.demo)

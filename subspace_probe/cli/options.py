@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from contextvars import ContextVar
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,17 +53,8 @@ Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 Seed = Annotated[int, typer.Option(help="Of every draw: splits, permutations, random directions.", min=0)]
 
 
-@final
-@dataclass(frozen=True)
-class Session:
-    """What the global flags said."""
-
-    progress: bool = True
-
-
-def shows_progress(ctx: typer.Context) -> bool:
-    """Whether long work shows its bars."""
-    return isinstance(ctx.obj, Session) and ctx.obj.progress
+PROGRESS: ContextVar[bool] = ContextVar("progress", default=True)
+"""Whether long work shows its bars; set by the global flags."""
 
 
 def pairs_of(given: Sequence[str] | None, option: str) -> dict[str, str]:
@@ -88,7 +80,6 @@ def open_model(
     backend: str = "native",
     template: Sequence[str] | None = None,
     words: Sequence[str] | None = None,
-    progress: bool = True,
 ) -> "HookedModel":
     """Load a model as the options say.
 
@@ -114,7 +105,7 @@ def open_model(
 
     import subspace_probe as sp
 
-    if not progress or name.startswith("organism:"):
+    if not PROGRESS.get() or name.startswith("organism:"):
         logging.disable_progress_bar()
     return sp.load_model(
         name, device=device, dtype=dtype, backend=backend, template_kwargs=options or None, words=said or None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from subspace_probe.cli.options import Seed, shows_progress
+from subspace_probe.cli.options import PROGRESS, Seed
 from subspace_probe.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ def show(name: Annotated[str, typer.Argument(help="As in the list, for instance 
 
 @app.command()
 def train(
-    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Which organism to make again.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")],
     steps: Annotated[int | None, typer.Option(help="Fewer than the recipe's, to try things out.", min=1)] = None,
@@ -77,7 +76,7 @@ def train(
     from subspace_probe.organisms.training import train as run
 
     with atomic_folder(out) as partial:
-        run(short, partial, steps=steps, seed=seed, progress=shows_progress(ctx))
+        run(short, partial, steps=steps, seed=seed, progress=PROGRESS.get())
         truth = load_truth(partial)
     for line in _certificates(truth):
         say(line)

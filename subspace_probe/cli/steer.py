@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from subspace_probe.cli.options import (
+    PROGRESS,
     PROMPTS,
     Backend,
     ColumnNames,
@@ -20,7 +21,6 @@ from subspace_probe.cli.options import (
     Template,
     open_contrast,
     open_model,
-    shows_progress,
 )
 from subspace_probe.core.errors import ConfigError
 
@@ -33,7 +33,6 @@ EFFECT = "Effect on a word"
 
 
 def steer(
-    ctx: typer.Context,
     model: ModelName,
     direction: Annotated[Path, typer.Option("--direction", "-d", help="A file that find wrote.")],
     strength: Annotated[
@@ -87,8 +86,8 @@ def steer(
     if answer is not None:
         prompts = prompts.map(lambda shown: replace(shown, answer=answer, foil=foil))
     subspace = Subspace.load(direction)
-    progress = shows_progress(ctx)
-    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, progress=progress)
+    progress = PROGRESS.get()
+    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     subspace.require_model(loaded.fingerprint, allow_mismatch=allow_model_mismatch)
 
     from subspace_probe.cli.steering import Steering
@@ -99,8 +98,8 @@ def steer(
     for edited in doses[0].edits(loaded.spec.n_layers):
         subspace.require_width(loaded.backend.width(edited))
     steering = Steering(loaded, doses, prompts, draws=random, seed=seed, progress=progress)
-    report = steering.effects() if steering.measurable else Report("steer")
     texts = steering.completions(len(prompts) if prompt else show, max_new_tokens)
+    report = steering.effects() if steering.measurable else Report("steer")
     settings = {
         "direction": str(direction),
         "where": where,

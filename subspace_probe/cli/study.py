@@ -8,6 +8,7 @@ import typer
 
 from subspace_probe.cli.options import (
     LOADING,
+    PROGRESS,
     Backend,
     ColumnNames,
     Device,
@@ -20,7 +21,6 @@ from subspace_probe.cli.options import (
     open_contrast,
     open_model,
     pairs_of,
-    shows_progress,
 )
 from subspace_probe.core.errors import ConfigError, unknown
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 def study(
-    ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Which study; without it, the studies are listed.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="organism:chat, a folder with config.json, or a hub id.")
@@ -38,7 +37,9 @@ def study(
     columns: ColumnNames = None,
     split: Split = None,
     settings: Settings = None,
-    preset: Annotated[str | None, typer.Option(help="A named group of settings; --set goes on top.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A group of settings, under --set. Default: tiny for organisms.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the report. Default: NAME-report.")
     ] = None,
@@ -76,12 +77,12 @@ def study(
     folder = writable_folder(out or Path(f"{name}-report"))
     given = pairs_of(settings, "--set")
     chosen: Study = STUDIES.load(name)
+    if preset is None and model.startswith("organism:") and "tiny" in chosen.presets:
+        preset = "tiny"
     config = configured(chosen, name, given, preset=preset, seed=seed)
     prompts = None if contrast is None else open_contrast(contrast, columns=columns, split=split, seed=seed)
-    progress = shows_progress(ctx)
-    loaded = open_model(
-        model, device=device, dtype=dtype, backend=backend, template=template, words=words, progress=progress
-    )
+    progress = PROGRESS.get()
+    loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, words=words)
     report = chosen.run(loaded, config, contrast=prompts, progress=progress)
     paths = save_report(report, folder)
     show_report(report)

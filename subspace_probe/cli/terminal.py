@@ -125,5 +125,4 @@ def show_report(report: "Report") -> None:
 
 def _family(name: str) -> str:
     """Findings of one family stand together; checks are one family."""
-    first = name.split(".")[0]
-    return "checks" if first in ("control", "mechanism") else "findings"
+    return "checks" if {"control", "mechanism"} & set(name.split(".")) else "findings"

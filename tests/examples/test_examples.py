@@ -1,0 +1,61 @@
+"""The examples run, and say what their docstrings promise."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples"
+SCRIPTS = sorted(FOLDER.glob("[0-9]*.py"))
+
+pytestmark = pytest.mark.slow
+
+
+def test_there_are_examples() -> None:
+    assert [path.name[:2] for path in SCRIPTS] == [f"{i:02d}" for i in range(1, len(SCRIPTS) + 1)]
+
+
+@pytest.fixture
+def said(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a script prints."""
+    from subspace_probe.organisms import organism_path
+
+    if not (organism_path("chat") / "config.json").is_file():
+        pytest.skip("the weights of organism:chat are not in this checkout")
+    monkeypatch.setattr("sys.argv", [str(FOLDER / request.param)])
+    runpy.run_path(str(FOLDER / request.param), run_name="__main__")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", ["01_find_and_steer.py"], indirect=True)
+def test_find_and_steer(said: str) -> None:
+    lines = {line.split(":")[0].strip(): line for line in said.splitlines()}
+    assert lines["as it is"].split(":")[1] == lines["random"].split(":")[1] != lines["steered"].split(":")[1]
+    effect = next(line for line in said.splitlines() if "control.random" in line)
+    assert effect.endswith("supported")
+
+
+@pytest.mark.parametrize("said", ["02_audit_an_ablation.py"], indirect=True)
+def test_audit_an_ablation(said: str) -> None:
+    before, after = (
+        [line for line in said.splitlines() if line.strip().startswith(f"{k}:")] for k in ("as it is", "ablated")
+    )
+    assert all("sorry" in line for line in before)
+    assert all("sure" in line for line in after)
+    verdicts = {line.split()[0]: line.split()[-1] for line in said.splitlines() if line.strip().startswith("control.")}
+    assert verdicts["control.integrity"] == verdicts["control.random"] == "supported"
+
+
+@pytest.mark.parametrize("said", ["03_harmfulness_and_refusal.py"], indirect=True)
+def test_harmfulness_and_refusal(said: str) -> None:
+    rates = {
+        line[:32].strip(): [int(rate.rstrip("%")) for rate in line.split()[-2:]]
+        for line in said.splitlines()
+        if "%" in line
+    }
+    assert rates["as they are"] == [0, 0]
+    judged, refused = rates["steered along harmfulness"]
+    assert judged >= 95
+    judged, refused = rates["steered along refusal"]
+    assert judged <= 5
+    assert refused >= 95
