@@ -63,25 +63,31 @@ class Prefix:
     """The state in front of one block, from which passes can be continued as often as needed.
 
     Attributes:
-        hidden: resid_pre of block `layer`, shape [batch, pos, d_model].
-        calls: what each later block was called with besides its input; the backend's own.
+        hidden: resid_pre of block `layer` from `column` on, shape [batch, pos - column, d_model].
+        calls: what each later block is called with besides its input, by name; the backend's own.
+        column: first column of the batch that is run again; edits touch no column before it.
+        cached: keys and values of the columns before it, by layer, shape [batch, heads, column, d_head].
     """
 
     batch: TokenBatch
     layer: int
-    hidden: Float[Tensor, "batch pos d_model"]
-    calls: Mapping[int, tuple[tuple[Any, ...], Mapping[str, Any]]]
+    hidden: Float[Tensor, "batch rest d_model"]
+    calls: Mapping[int, Mapping[str, Any]]
+    column: int = 0
+    cached: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
 
     def repeat(self, times: int) -> "Prefix":
         """The state stacked `times` times on the batch axis, to run several conditions in one pass."""
-        n, done = self.batch.size, dict[int, Tensor]()
+        n = self.batch.size
+        done: dict[int, Tensor] = {}
         calls = {layer: _stacked(call, n, times, done) for layer, call in self.calls.items()}
+        cached = {layer: _stacked(pair, n, times, done) for layer, pair in self.cached.items()}
         hidden = self.hidden.repeat(times, 1, 1)
-        return replace(self, batch=self.batch.repeat(times), hidden=hidden, calls=calls)
+        return replace(self, batch=self.batch.repeat(times), hidden=hidden, calls=calls, cached=cached)
 
 
 def _stacked(value: Any, n: int, times: int, done: dict[int, Tensor]) -> Any:
-    """Every tensor with n rows, in tuples and dictionaries too, repeated along its first axis; once if layers share it."""
+    """Every tensor with n rows, in tuples and dictionaries too, repeated along its first axis; shared ones stay shared."""
     if isinstance(value, Tensor):
         if not value.ndim or value.shape[0] != n:
             return value
@@ -145,7 +151,7 @@ class Model(Protocol):
         prefix: Prefix | None = None,
     ) -> Run: ...
 
-    def prefix(self, batch: TokenBatch, layer: int, *, writes: EditMap = NO_EDITS) -> Prefix: ...
+    def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0, writes: EditMap = NO_EDITS) -> Prefix: ...
 
     def generate(
         self,

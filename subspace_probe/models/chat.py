@@ -95,17 +95,22 @@ def render(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -
     full = _apply(tokenizer, messages, template_kwargs)
     content = messages[-1]["content"]
     marked = _apply(tokenizer, [*messages[:-1], Message(role="user", content=_SENTINEL)], template_kwargs)
-    start = marked.find(_SENTINEL)
-    # templates may strip white space around the content
-    kept = content if full[start : start + len(content)] == content else content.strip()
-    if start < 0 or full[start : start + len(kept)] != kept:
+    start, times = marked.find(_SENTINEL), marked.count(_SENTINEL)
+    # templates may strip white space around the content, on either side
+    kept = next((text for text in _stripped(content) if full.startswith(text, start)), None)
+    if times != 1 or kept is None:
+        why = "repeats" if times > 1 else "changes or leaves out"
         raise PositionError(
-            "The instruction cannot be found in the rendered chat: this template changes the user's text. "
+            f"The instruction cannot be found in the rendered chat: this template {why} the user's text. "
             f"It was {content!r}, rendered as {full!r}. Use 'text' with raw=True and the positions last or span."
         )
     part = (prompt.instruction or content).strip()
     begin = start + kept.rfind(part)
     return full, (begin, begin + len(part))
+
+
+def _stripped(content: str) -> tuple[str, ...]:
+    return content, content.rstrip(), content.lstrip(), content.strip()
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any]) -> str:
