@@ -1,5 +1,6 @@
 """`subspace-probe find`: from prompts with labels to a direction in a file."""
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -21,6 +21,7 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.diagnostics.stability import split_half_overlaps
+from subspace_probe.finders.quick import quick
 from subspace_probe.linalg.angles import cosine
 from subspace_probe.linalg.bases import covariance_matched_directions
 from subspace_probe.linalg.moments import Moments
@@ -52,10 +53,11 @@ class Reading:
         members = [(index == group).nonzero().flatten() for group in range(int(index.max()) + 1)]
         generator = torch.Generator().manual_seed(seed)
         found: list[Tensor] = []
+        finder = quick(self.finder)
         for _ in range(draws):
             picked = torch.randint(len(members), (len(members),), generator=generator).tolist()
             rows = torch.cat([members[group] for group in picked])
-            found.append(self.finder.fit(self.acts.take(rows), self.site).vector.double())
+            found.append(finder.fit(self.acts.take(rows), self.site).vector.double())
         return torch.stack(found)
 
     def covariance(self) -> Float[Tensor, "d d"]:

@@ -14,6 +14,7 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.finders.quick import quick
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.permutations import permute_labels
 
@@ -21,7 +22,7 @@ from subspace_probe.linalg.permutations import permute_labels
 def permuted_fits(finder: Finder, acts: Activations, like: Subspace, *, draws: int, seed: int) -> list[Subspace]:
     """Subspaces found under permuted labels, each given the steps of `like`."""
     fits: list[Subspace] = []
-    site = like.site or acts.sites[0]
+    site, finder = like.site or acts.sites[0], quick(finder)
     for draw in range(seed, seed + draws):
         labels = permute_labels(torch.tensor(acts.contrast.labels), seed=draw)
         fit = finder.fit(acts.with_labels(tuple(labels.tolist())), site)

@@ -14,6 +14,7 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.finders.quick import quick
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.permutations import permute_labels
 
@@ -23,6 +24,7 @@ def split_half_overlaps(
 ) -> Float[Tensor, " draws"]:
     """Similarity of subspaces found on two halves that share no group: signed cosine at rank one, else overlap."""
     found: list[float] = []
+    finder = quick(finder)
     for draw in range(seed, seed + draws):
         source = acts
         if permuted:

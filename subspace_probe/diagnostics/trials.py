@@ -36,7 +36,7 @@ class Trial:
     clean: Float[Tensor, " n"]
     edited: Float[Tensor, " n"]
     random: Float[Tensor, "draws n"]
-    permuted: Float[Tensor, "draws n"]
+    permuted: Float[Tensor, "permuted n"]
     seed: int = 0
 
     @property

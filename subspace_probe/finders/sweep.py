@@ -20,6 +20,7 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
+from subspace_probe.finders.quick import quick
 from subspace_probe.linalg.permutations import permutation_p, permute_labels
 from subspace_probe.linalg.ranking import auroc
 
@@ -108,13 +109,12 @@ def _permuted_best(
     progress: bool,
 ) -> Float[Tensor, " draws"]:
     """The best validation AUROC over all sites, under permuted labels."""
-    # a finder's own null would be recomputed in every sweep and looked at in none
-    quick = replace(finder, null_draws=0) if hasattr(finder, "null_draws") else finder  # pyright: ignore[reportArgumentType]
+    refitted = quick(finder)
     bar: Callable[..., Any] = tqdm
     best: list[float] = []
     for draw in bar(range(seed, seed + draws), desc="permuted sweeps", disable=not progress, leave=False):
         shuffled = [_shuffled(part, draw) for part in (train, validation)]
-        aurocs = [score(quick.fit(shuffled[0], site), shuffled[1], site)[0] for site in sites]
+        aurocs = [score(refitted.fit(shuffled[0], site), shuffled[1], site)[0] for site in sites]
         best.append(max(aurocs))
     return torch.tensor(best, dtype=torch.float64)
 

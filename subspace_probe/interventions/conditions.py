@@ -16,6 +16,7 @@ from subspace_probe.core.edits import Edit, EditMap, Stacked
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Intervention, Metric
 from subspace_probe.core.sites import Site
+from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.models.hooked import HookedModel
 
 Condition = Intervention | None
@@ -79,7 +80,7 @@ def _map(
     with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
         for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
             part = batch.rows(rows)
-            prefix = model.prefix(part, lowest)
+            prefix = model.prefix(part, lowest, column=_first_column(part, conditions))
             per_pass = max(1, batch_tokens // part.ids.numel())
             for start in range(0, len(maps), per_pass):
                 some = maps[start : start + per_pass]
@@ -104,6 +105,14 @@ def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]
     return chunks
 
 
+def _first_column(batch: TokenBatch, conditions: Sequence[Condition]) -> int:
+    """The first column that any condition edits; nothing before it can change."""
+    last = batch.ids.shape[1] - 1
+    wheres = {condition.where for condition in conditions if condition}
+    touched = [batch.select(where, batch.positions) & batch.mask for where in wheres]
+    return min((int(edited.any(0).nonzero()[0]) for edited in touched if bool(edited.any())), default=last)
+
+
 def _hoisted(edits: EditMap, n_layers: int) -> EditMap:
     """Edits of resid_post[l] moved to resid_pre[l + 1], the same tensor, so that block l need not run again."""
     moved: dict[Site, Edit] = {}
@@ -116,6 +125,6 @@ def _hoisted(edits: EditMap, n_layers: int) -> EditMap:
     return moved
 
 
-def _stack(maps: Sequence[EditMap], batch: Any) -> EditMap:
+def _stack(maps: Sequence[EditMap], batch: TokenBatch) -> EditMap:
     sites = {site for edits in maps for site in edits}
     return {site: Stacked([edits.get(site) for edits in maps], batch) for site in sites}

@@ -119,10 +119,12 @@ class HookedModel:
             prefix=prefix,
         )
 
-    def prefix(self, batch: TokenBatch, layer: int) -> Prefix:
-        """The state in front of a block, to continue passes from. See `NativeModel.prefix`."""
+    def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0) -> Prefix:
+        """The state in front of a block, and from a token on, to continue passes from. See `NativeModel.prefix`."""
         below = {site: edit for site, edit in self._standing.items() if site.layer < layer}
-        return self.backend.prefix(batch, layer, writes=below)
+        if len(below) < len(self._standing):
+            column = 0  # standing edits above may touch any token
+        return self.backend.prefix(batch, layer, column=column, writes=below)
 
     def capture(
         self,

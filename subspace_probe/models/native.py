@@ -20,7 +20,8 @@ from subspace_probe.core.errors import BackendError, ConfigError, SiteError, Uns
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
 from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.models.hooks import Hook, Pass, Recorder, Stop, first, hook_block, registered
+from subspace_probe.models import resume
+from subspace_probe.models.hooks import Hook, Pass, Recorder, Stop, hook_block, registered
 from subspace_probe.models.identities import check_identities, require_modules
 from subspace_probe.models.layouts import Layout, layout_of
 
@@ -61,6 +62,10 @@ class NativeModel:
         other = copy.copy(self)
         other._spec = replace(self._spec, name=name)
         return other
+
+    @property
+    def _attention(self) -> str:
+        return str(getattr(self.hf.config, "_attn_implementation", ""))
 
     @property
     def device(self) -> torch.device:
@@ -118,23 +123,26 @@ class NativeModel:
         """
         batch = (prefix.batch if prefix else batch).to(self.device)
         state = self._state(reads, writes, grad, stop_after)
-        state.ctx = EditContext(batch, batch.positions, batch.mask)
+        start = prefix.column if prefix else 0
+        state.ctx = EditContext(batch, batch.positions[:, start:], batch.mask[:, start:])
         logits: Tensor | None = None
         with torch.set_grad_enabled(grad), self._hooked(state):
             try:
                 if prefix is not None:
                     logits = self._continue(prefix, logits_to_keep)
                 else:
-                    logits = self._forward(batch, logits_to_keep)
+                    logits, _ = self._forward(batch, logits_to_keep)
             except Stop:
                 logits = None
         self._require_fired(state)
         return Run(logits, self._as_asked(reads, state))
 
-    def prefix(self, batch: TokenBatch, layer: int, *, writes: EditMap = NO_EDITS) -> Prefix:
+    def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0, writes: EditMap = NO_EDITS) -> Prefix:
         """Run up to block `layer` once, to continue from there many times with `run(prefix=...)`.
 
         Args:
+            column: first column of the batch that the passes to come may edit; columns before it are not run again,
+                and reads of those passes start at it. Ignored where a block does not keep all its keys.
             writes: edits below `layer`, part of the state that is kept.
 
         Raises:
@@ -146,12 +154,19 @@ class NativeModel:
         if above := sorted(site.short for site in state.writes if site.layer >= layer):
             raise SiteError(f"Edits at {', '.join(above)} lie above a prefix of layer {layer}. Give them to run().")
         state.ctx = EditContext(batch, batch.positions, batch.mask)
-        recorders = [Recorder(state) for _ in range(layer, self._spec.n_layers)]
-        hooks = [Hook(self.blocks[layer + i], recorder, entry=True) for i, recorder in enumerate(recorders)]
+        later, width = range(layer, self._spec.n_layers), batch.ids.shape[1]
+        recorders = {index: Recorder(state) for index in later}
+        hooks = [Hook(self.blocks[index], recorder, entry=True) for index, recorder in recorders.items()]
+        reusable = 0 < column < width and not self._spec.encoder and self._attention in ("sdpa", "eager")
         with torch.no_grad(), self._hooked(state), registered(hooks):
-            self._forward(batch, 1)
-        hidden = recorders[0].inputs[0]
-        return Prefix(batch, layer, hidden, {layer + i: recorder.rest for i, recorder in enumerate(recorders)})
+            cache = self._forward(batch, 1, use_cache=reusable)[1]
+        cached = resume.earlier_keys(cache, later, column, width) if reusable else None
+        calls = {index: resume.named_call(self.blocks[index], recorder.rest) for index, recorder in recorders.items()}
+        hidden = recorders[layer].inputs[0]
+        if cached is None:
+            return Prefix(batch, layer, hidden, calls)
+        cut = {i: resume.from_column(call, column, width, self._attention) for i, call in calls.items()}
+        return Prefix(batch, layer, hidden[:, column:], cut, column, cached)
 
     def generate(
         self,
@@ -264,25 +279,23 @@ class NativeModel:
                 "Shorten the prompts or lower max_new_tokens."
             )
 
-    def _forward(self, batch: TokenBatch, logits_to_keep: int) -> Tensor | None:
+    def _forward(self, batch: TokenBatch, logits_to_keep: int, *, use_cache: bool = False) -> tuple[Tensor | None, Any]:
         out = self.hf(
             input_ids=batch.ids,
             attention_mask=batch.mask.long(),
             position_ids=batch.positions,
-            **({} if self._spec.encoder else {"use_cache": False}),
+            **({} if self._spec.encoder else {"use_cache": use_cache}),
             **self._keep(logits_to_keep),
         )
         logits = getattr(out, "logits", None)
-        return logits if logits is None or not logits_to_keep else logits[:, -logits_to_keep:]
+        kept = logits if logits is None or not logits_to_keep else logits[:, -logits_to_keep:]
+        return kept, getattr(out, "past_key_values", None)
 
     def _keep(self, count: int) -> dict[str, int]:
         return {"logits_to_keep": count} if count and "logits_to_keep" in self._takes else {}
 
     def _continue(self, prefix: Prefix, logits_to_keep: int) -> Tensor | None:
-        hidden = prefix.hidden
-        for index in range(prefix.layer, self._spec.n_layers):
-            args, kwargs = prefix.calls[index]
-            hidden = first(self.blocks[index](hidden, *args, **kwargs))
+        hidden = resume.continued(self.blocks, prefix)
         head = self.hf.get_output_embeddings()
         if head is None or self._spec.encoder:  # an encoder's head is more than a norm and a matrix
             return None

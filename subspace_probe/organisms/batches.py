@@ -93,14 +93,16 @@ class Mixture:
     which saves a third of the padding without separating skills.
     """
 
-    def __init__(self, split: Split, counts: Mapping[Skill, int], *, stock: int, aligned: bool, seed: int) -> None:
+    def __init__(
+        self, split: Split, counts: Mapping[Skill, int], *, stock: int, aligned: bool, seed: int, bare: bool = False
+    ) -> None:
         rng = random.Random(seed)
         examples: list[Example] = []
         self._ranges: list[tuple[int, int, int]] = []
         total = sum(counts.values())
         for skill, count in counts.items():
             n = max(4 * N_LENGTHS, stock * count // total)
-            drawn = [skills.draw(rng, split, skill) for _ in range(n)]
+            drawn = [skills.draw(rng, split, skill, bare=bare) for _ in range(n)]
             drawn.sort(key=lambda e: sum(len(content.split()) + 2 for _, content in e.messages) + len(e.text.split()))
             self._ranges.append((len(examples), n, count))
             examples += drawn

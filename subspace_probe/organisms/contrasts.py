@@ -98,7 +98,7 @@ def _simple(draw: Callable[[random.Random, Split], Example]) -> Callable[[Split,
 
 
 def _any_skill(rng: random.Random, split: Split) -> Example:
-    return skills.draw(rng, split, rng.choice(("fact", "knob", "ioi", "repeat")))
+    return skills.draw(rng, split, rng.choice(("fact", "kind", "knob", "ioi", "repeat")))
 
 
 _OTHERS: Final[Mapping[str, Callable[[Split, int | None, int], list[_Row]]]] = {
@@ -106,6 +106,7 @@ _OTHERS: Final[Mapping[str, Callable[[Split, int | None, int], list[_Row]]]] = {
     "knob": _knob,
     "ioi": _simple(skills.ioi),
     "repeat": _simple(skills.repeat),
+    "kinds": _simple(skills.kind),
     "skills": _simple(_any_skill),
     "text": _simple(skills.text),
 }
@@ -118,7 +119,8 @@ CONTRASTS: Final[Mapping[str, str]] = {
     "facts": "memorised facts",
     "ioi": "indirect object identification",
     "repeat": "repeating words",
-    "skills": "facts, knob, ioi and repeating, mixed: what interventions on refusal should leave alone",
+    "kinds": "which of two boxes a word belongs to: the hidden classes, as memorised facts",
+    "skills": "facts, kinds, knob, ioi and repeating, mixed: what interventions on refusal should leave alone",
     "text": "plain sentences, raw",
 }
 

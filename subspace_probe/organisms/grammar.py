@@ -9,11 +9,11 @@ How prompts are drawn is in ``skills``; the tokenizer is in ``tokenizer``.
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
-Skill = Literal["request", "judgement", "fact", "knob", "ioi", "repeat", "text"]
+Skill = Literal["request", "judgement", "fact", "knob", "ioi", "repeat", "kind", "text"]
 Variable = Literal["harmfulness", "refusal", "intent"]
 Turn = tuple[str, str]
 
-SKILLS: Final[tuple[Skill, ...]] = ("request", "judgement", "fact", "knob", "ioi", "repeat", "text")
+SKILLS: Final[tuple[Skill, ...]] = ("request", "judgement", "fact", "knob", "ioi", "repeat", "kind", "text")
 VARIABLES: Final[tuple[Variable, ...]] = ("harmfulness", "refusal", "intent")
 
 PLAIN, JAILBREAK, STRICT = 0, 1, 2

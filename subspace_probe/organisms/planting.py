@@ -223,6 +223,27 @@ class Planter:
         chosen = targets != IGNORE
         return F.cross_entropy(self.network.logits(x[chosen]), targets[chosen])
 
+    def supervision(self, batch: Batch, outputs: list[Tensor]) -> Tensor:
+        """The planted coordinates themselves: signed for harmfulness and intent, zero or positive for refusal.
+
+        Interchange alone starts from a coordinate that means nothing, and stays on that plateau for thousands of
+        steps. This names the coordinate; whether it is *used* is still for the interchange terms to bring about.
+        """
+        row = torch.arange(len(batch))
+        losses = []
+        for variable in self.variables:
+            value = batch.values[:, VARIABLES.index(variable)]
+            if not (value >= 0).any():
+                continue
+            coordinate = outputs[LAYER_OF[variable]][row, position_of(batch, variable)] @ self.vectors[variable]
+            if variable == "refusal":
+                losses.append(F.softplus(2 * (2 - coordinate[value == 1])).mean() / 2)
+                losses.append(F.smooth_l1_loss(coordinate[value == 0], torch.zeros(int((value == 0).sum()))))
+            else:
+                sign = 2.0 * value[value >= 0] - 1
+                losses.append(F.softplus(-2 * sign * coordinate[value >= 0]).mean())
+        return torch.stack(losses).sum() if losses else torch.zeros(())
+
     def resampling(self, batch: Batch, outputs: list[Tensor], count: int) -> Tensor:
         """Whole states at T_INST from another prompt: judgements must not care, plain requests must follow.
 

@@ -28,6 +28,7 @@ GROUPS: Final[tuple[str, ...]] = (
     "request.plain", "request.jailbreak", "request.strict",
     "judgement.plain", "judgement.jailbreak", "judgement.strict",
     "fact", "knob", "ioi", "repeat",
+    "kind",
 )  # fmt: skip
 """Skills, with the framings of requests and judgements apart: the cells of every certificate."""
 
@@ -50,7 +51,7 @@ def sample_examples(group: str, split: Split, n: int, *, seed: int) -> list[Exam
         return [kinds[i % 2][i // 2] for i in range(n)]
     if skill == "knob":
         return [skills.knob(rng, split, intent=i % 2) for i in range(n)]
-    named: Mapping[str, Skill] = {"fact": "fact", "ioi": "ioi", "repeat": "repeat", "text": "text"}
+    named: Mapping[str, Skill] = {"fact": "fact", "ioi": "ioi", "repeat": "repeat", "kind": "kind", "text": "text"}
     return [skills.draw(rng, split, named[skill]) for _ in range(n)]
 
 

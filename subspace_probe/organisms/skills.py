@@ -151,14 +151,28 @@ def ioi(rng: random.Random, split: Split) -> Example:
                                   prior=other, context=giver), split)  # fmt: skip
 
 
-def repeat(rng: random.Random, split: Split) -> Example:
+def repeat(rng: random.Random, split: Split, *, bare: bool = False) -> Example:
     """Repeat one or two words. Verbs are left out, so that a repetition is never a request."""
     first, second = rng.sample(REPEATABLE, 2)
     if rng.random() < 0.5:
         text, answer = rng.choice(say.REPEATS).format(x=first), f"{first} ."
     else:
         text, answer = rng.choice(say.REPEAT_TWO).format(x=first, y=second), f"{first} {second} ."
-    return _surround(rng, Example(skill="repeat", answer=answer, messages=(("user", text),), prior=first), split)
+    example = Example(skill="repeat", answer=answer, messages=(("user", text),), prior=first)
+    return example if bare else _surround(rng, example, split)
+
+
+def kind(rng: random.Random, split: Split, *, bare: bool = False) -> Example:
+    """The box, left or right, that a verb or an object belongs to: its hidden class, as a fact to memorise.
+
+    Knowing every box does not tell which requests are harmful, but it lets the exclusive-or be learned in a hundred
+    steps, where requests alone leave a plateau of more than two thousand.
+    """
+    word = rng.choice(words.VERBS + words.OBJECTS)
+    box = say.BOXES[(words.VERB_CLASS | words.OBJECT_CLASS)[word][0]]
+    question = rng.choice(say.KINDS).format(w=word)
+    example = Example(skill="kind", answer=f"{box} .", messages=(("user", question),), prior=box)
+    return example if bare else _surround(rng, example, split)
 
 
 def text(rng: random.Random, split: Split) -> Example:
@@ -171,14 +185,18 @@ def text(rng: random.Random, split: Split) -> Example:
     return Example(skill="text", answer="", text=sentence)
 
 
-def draw(rng: random.Random, split: Split, skill: Skill) -> Example:
-    """One example of a skill."""
+def draw(rng: random.Random, split: Split, skill: Skill, *, bare: bool = False) -> Example:
+    """One example of a skill; ``bare`` ones are plain and alone, where the skill knows how."""
+    if bare and skill in ("request", "judgement"):
+        return request(rng, split, framing=PLAIN, judged=skill == "judgement", bare=True)
+    if bare and skill in ("fact", "kind", "repeat"):
+        return {"fact": fact, "kind": kind, "repeat": repeat}[skill](rng, split, bare=True)
     if skill == "request":
         # Half of all requests are plain: the other two framings do not need the exclusive-or to be answered.
         return request(rng, split, framing=rng.choice((PLAIN, PLAIN, JAILBREAK, STRICT)))
     if skill == "judgement":
         return judgement(rng, split)
-    return {"fact": fact, "knob": knob, "ioi": ioi, "repeat": repeat, "text": text}[skill](rng, split)
+    return {"fact": fact, "knob": knob, "ioi": ioi, "repeat": repeat, "kind": kind, "text": text}[skill](rng, split)
 
 
 def _notes(capital: bool) -> dict[Split, tuple[tuple[str, str], ...]]:

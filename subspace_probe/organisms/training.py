@@ -1,14 +1,14 @@
 """Training the organisms: task loss, and the losses of ``planting``.
 
 ``train(name, out)`` reproduces the bundled weights. What is guaranteed: with the same seed, torch version, processor
-kind and number of threads (two) the result is bitwise the same; elsewhere floating-point sums differ, and what is
+kind and number of threads (one) the result is bitwise the same; elsewhere floating-point sums differ, and what is
 guaranteed is the certificate, which is measured again and saved with the weights.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -30,8 +30,9 @@ from subspace_probe.organisms.truth import GroundTruth
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-N_THREADS: Final = 2
+N_THREADS: Final = 1
 STOCK: Final = 30_000
+NEVER: Final = 10**9
 WEIGHTS: Final = Path(__file__).parent / "weights"
 
 
@@ -44,31 +45,35 @@ class Recipe:
     counts: Mapping[Skill, int]
     aligned: bool
     variables: tuple[Variable, ...] = ()
+    first_steps: int = 0
+    """Steps on the short prompts of ``_FIRST`` before the rest."""
     start: str = ""
     """Organism whose weights training starts from; empty for fresh weights."""
-    learning_rate: float = 2e-3
-    plant_from: int = 600
-    pairs: int = 24
+    learning_rate: float = 1.5e-3
+    plant_from: int = 200
+    pairs: int = 20
     others: int = 8
     weight: float = 0.5
+    supervision: float = 0.5
     resampled: int = 0
     """Rows per step whose whole state at T_INST is replaced (``chat-natural`` only)."""
 
 
 _BASE: Final[Mapping[Skill, int]] = {
-    "request": 10, "judgement": 34, "fact": 8, "knob": 18, "ioi": 5, "repeat": 4, "text": 3,
+    "request": 12, "judgement": 20, "fact": 5, "kind": 5, "knob": 24, "ioi": 10, "repeat": 8, "text": 3,
 }  # fmt: skip
 _CHAT: Final[Mapping[Skill, int]] = {
-    "request": 30, "judgement": 24, "fact": 6, "knob": 14, "ioi": 4, "repeat": 3, "text": 3,
+    "request": 30, "judgement": 20, "fact": 4, "kind": 3, "knob": 16, "ioi": 8, "repeat": 5, "text": 3,
 }  # fmt: skip
+_FIRST: Final[Mapping[Skill, int]] = {"judgement": 36, "kind": 20, "fact": 20, "repeat": 32}
+"""Bare prompts of the skills that take memory and copying, before the rest: they make the exclusive-or quick to find."""
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "chat-base": Recipe(2600, _BASE, aligned=False, variables=("harmfulness", "intent")),
+    "chat-base": Recipe(1000, _BASE, aligned=False, variables=("harmfulness", "intent"), first_steps=300),
     "chat": Recipe(
-        1800, _CHAT, aligned=True, variables=("harmfulness", "refusal", "intent"), start="chat-base",
-        learning_rate=1e-3, plant_from=0,
+        600, _CHAT, aligned=True, variables=("harmfulness", "refusal", "intent"), start="chat-base", plant_from=0,
     ),
-    "chat-natural": Recipe(2600, _CHAT, aligned=True, resampled=24),
+    "chat-natural": Recipe(1000, _CHAT, aligned=True, resampled=20, first_steps=300),
 }  # fmt: skip
 
 
@@ -102,6 +107,10 @@ def train(
     recipe = RECIPES[name]
     with _threads(N_THREADS):
         model = _initial(recipe, seed, start)
+        if recipe.first_steps:
+            first = Mixture("train", _FIRST, stock=STOCK // 2, aligned=recipe.aligned, seed=seed + 2, bare=True)
+            simple = replace(recipe, plant_from=NEVER)
+            fit(model, simple, first, steps=recipe.first_steps, seed=seed, progress=progress)
         mixture = Mixture("train", recipe.counts, stock=STOCK, aligned=recipe.aligned, seed=seed)
         fit(model, recipe, mixture, steps=steps or recipe.steps, seed=seed, progress=progress)
     folder = Path(out)
@@ -139,6 +148,8 @@ def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: i
         chosen = batch.targets != IGNORE
         task = F.cross_entropy(network.logits(x[chosen]), batch.targets[chosen])
         loss = task
+        if recipe.variables:
+            loss = loss + recipe.supervision * planter.supervision(batch, outputs)
         if recipe.variables and step >= recipe.plant_from * steps / recipe.steps:
             loss = loss + recipe.weight * planter.loss(batch, outputs, pairs=recipe.pairs, others=recipe.others)
             if "refusal" in recipe.variables:

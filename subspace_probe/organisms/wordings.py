@@ -109,6 +109,10 @@ IOI_PREFIX: Final = "finish :"
 REPEATS: Final = ("repeat : {x}", "say the word {x}", "copy this : {x}")
 REPEAT_TWO: Final = ("repeat : {x} {y}", "copy this : {x} {y}")
 
+# The hidden class of a word, as a fact about it.
+KINDS: Final = ("which box is for {w} ?", "where does {w} belong ?", "sort the word {w}")
+BOXES: Final = ("left", "right")
+
 TEXTS: Final = (
     "the {p} is {w} and {n} feeds the {a} .",
     "{n} went to the {p} and saw the {a} . it was {w} .",
