@@ -109,6 +109,7 @@ def _show(found: "Found", model: str, out: Path) -> None:
         warn("The file is written and marked found=False. Do not read it as a finding: add prompts or try other sites.")
     wrote(out)
     if subspace.found:
-        say(
-            ("Use it: ", "dim"), f"subspace-probe steer --model {model} --direction {out} --strength 1,2 --prompt '...'"
+        command = shlex.join(
+            ["subspace-probe", "steer", "--model", model, "--direction", str(out), "--strength", "1,2"]
         )
+        say(("Use it: ", "dim"), command, " --prompt '...'")

@@ -37,10 +37,11 @@ def steer(
     direction: Annotated[Path, typer.Option("--direction", "-d", help="A file that find wrote.")],
     strength: Annotated[
         list[str],
-        typer.Option("--strength", "-s", help="In units of the class gap; several with commas or repeated, as -1,1,2."),
+        typer.Option("--strength", "-s", metavar="NUMBER,...", help="In units of the class gap, as 1 or -1,1,2."),
     ],
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.", rich_help_panel=PROMPTS)
+        list[str] | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="A prompt. Repeatable.", rich_help_panel=PROMPTS),
     ] = None,
     contrast: MaybeContrast = None,
     columns: ColumnNames = None,
