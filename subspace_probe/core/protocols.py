@@ -87,7 +87,7 @@ class Prefix:
 
 
 def _stacked(value: Any, n: int, times: int, done: dict[int, Tensor]) -> Any:
-    """Every tensor with n rows, in tuples and dictionaries too, repeated along its first axis; shared ones stay shared."""
+    """Every tensor with n rows, in tuples and dictionaries too, repeated along axis 0; shared ones stay shared."""
     if isinstance(value, Tensor):
         if not value.ndim or value.shape[0] != n:
             return value

@@ -1,9 +1,11 @@
 """Every check that applies to an intervention, in shared passes."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
+from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
@@ -16,6 +18,21 @@ from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """An audit with the numbers behind it.
+
+    Attributes:
+        case: with the metric of every prompt, clean and edited.
+        values: the metric under each check's conditions, shape [condition, n], by the check's name.
+    """
+
+    case: Case
+    report: Report
+    values: Mapping[str, Tensor]
 
 
 def audit(
@@ -45,6 +62,34 @@ def audit(
     Returns:
         A report with findings `control.*` and the table `questions`, one row a finding.
     """
+    return examine(
+        model,
+        intervention,
+        contrast,
+        metric,
+        refit=refit,
+        neutral=neutral,
+        checks=checks,
+        margin=margin,
+        seed=seed,
+        progress=progress,
+    ).report
+
+
+def examine(
+    model: HookedModel,
+    intervention: Intervention,
+    contrast: Contrast,
+    metric: str | Metric,
+    *,
+    refit: tuple[Finder, Contrast | Activations] | None = None,
+    neutral: Contrast | None = None,
+    checks: Sequence[str] | None = None,
+    margin: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Examination:
+    """`audit`, with the metric of every prompt under every condition, for studies that report more of it."""
     name, judge = name_of(metric), metric_for(metric, model)
     finder, acts = _refit(model, intervention, refit)
     case = Case(model, intervention, contrast, judge, name, 0.0, finder, acts, neutral, seed)
@@ -54,19 +99,17 @@ def audit(
         check.name: check.conditions(case) for check in chosen if not reasons[check.name]
     }
     planned = [None, intervention, *(condition for plan in plans.values() for condition in plan)]
-    values = outcomes(model, contrast.prompts, planned, [judge], progress=progress, name="audit")[0]
-    clean, edited = values[0], values[1]
-    own = _margin(clean, contrast) if margin is None else margin
-    case = replace(case, clean=clean, edited=edited, margin=own)
+    ran = outcomes(model, contrast.prompts, planned, [judge], progress=progress, name="audit")[0]
+    own = _margin(ran[0], contrast) if margin is None else margin
+    case = replace(case, clean=ran[0], edited=ran[1], margin=own)
+    values = dict(zip(plans, ran[2:].split([len(plan) for plan in plans.values()]), strict=True))
     findings: list[Finding] = []
     rows: list[dict[str, str]] = []
-    start = 2
     for check in chosen:
         if reasons[check.name]:
             found: Sequence[Finding] = [case.untested(check.name, check.question, reasons[check.name])]
         else:
-            end = start + len(plans[check.name])
-            found, start = check.read(case, values[start:end]), end
+            found = check.read(case, values[check.name])
         findings += found
         rows += [
             {"check": f.name, "question": check.question, "answer": f.note or f.claim, "verdict": f.verdict}
@@ -76,9 +119,8 @@ def audit(
     provenance = Provenance.now(
         model=model.spec.name, fingerprint=model.fingerprint, data=contrast.name, config=config, seed=seed
     )
-    return Report(
-        "audit", tuple(findings), {"questions": Table.of(rows, "what each check asked and found")}, provenance
-    )
+    tables = {"questions": Table.of(rows, "what each check asked and found")}
+    return Examination(case, Report("audit", tuple(findings), tables, provenance), values)
 
 
 def _refit(

@@ -11,7 +11,7 @@ from torch import Tensor
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.protocols import Intervention, Metric
-from subspace_probe.core.subspaces import Subspace
+from subspace_probe.diagnostics.auditing import Examination
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, outcomes
@@ -98,6 +98,14 @@ class Trial:
         ]
 
 
+def trial_of(examination: Examination) -> Trial:
+    """The trial that an audit has already run."""
+    case, values = examination.case, examination.values
+    none = torch.empty(0, len(case.contrast), dtype=torch.float64)
+    random, permuted = (values.get(name, none) for name in ("random", "permutation"))
+    return Trial(case.contrast, case.clean, case.edited, random, permuted, case.seed)
+
+
 def trial(
     model: HookedModel,
     contrast: Contrast,
@@ -105,22 +113,19 @@ def trial(
     metric: Metric,
     *,
     draws: int = 100,
-    permuted: Sequence[Subspace] = (),
     seed: int = 0,
     progress: bool = False,
-    name: str = "trial",
 ) -> Trial:
-    """Run one intervention with its nulls.
+    """Run one intervention with random directions only.
 
     Args:
-        draws: random directions.
-        permuted: subspaces found under permuted labels.
+        draws: how many.
     """
     randoms = [random_like(intervention.subspace, seed=s) for s in range(seed, seed + draws)]
-    along = [intervention.with_subspace(other) for other in (*randoms, *permuted)]
-    conditions: list[Condition] = [None, intervention, *along]
-    scores = outcomes(model, contrast.prompts, conditions, [metric], progress=progress, name=name)[0]
-    return Trial(contrast, scores[0], scores[1], scores[2 : 2 + draws], scores[2 + draws :], seed)
+    conditions: list[Condition] = [None, intervention, *map(intervention.with_subspace, randoms)]
+    scores = outcomes(model, contrast.prompts, conditions, [metric], progress=progress, name="random directions")[0]
+    none = torch.empty(0, len(contrast), dtype=torch.float64)
+    return Trial(contrast, scores[0], scores[1], scores[2:], none, seed)
 
 
 def steering_choice(

@@ -81,7 +81,9 @@ def _map(
         for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
             part = batch.rows(rows)
             prefix = model.prefix(part, lowest, column=_first_column(part, conditions))
-            per_pass = max(1, batch_tokens // part.ids.numel())
+            rerun = prefix.hidden.shape[0] * prefix.hidden.shape[1]
+            # kept keys and values are copied for every condition, so they bound a pass as well
+            per_pass = max(1, min(batch_tokens // rerun, 8 * batch_tokens // part.ids.numel()))
             for start in range(0, len(maps), per_pass):
                 some = maps[start : start + per_pass]
                 stacked = prefix.repeat(len(some))

@@ -23,11 +23,10 @@ from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
-from subspace_probe.diagnostics.auditing import audit
+from subspace_probe.diagnostics.auditing import Examination, examine
 from subspace_probe.diagnostics.cosines import Reading, compare
-from subspace_probe.diagnostics.label_permutation import permuted_fits
 from subspace_probe.diagnostics.readouts import coordinate, guard_finding, layer_curve, promoted_tokens
-from subspace_probe.diagnostics.trials import Trial, steering_choice, trial
+from subspace_probe.diagnostics.trials import Trial, steering_choice, trial, trial_of
 from subspace_probe.finders.mean_difference import MeanDifference
 from subspace_probe.finders.sweep import score
 from subspace_probe.interventions.ablate import Ablate
@@ -62,9 +61,7 @@ class Config:
     strengths: tuple[float, ...] = (1.0, 1.5, 2.0)
     """Steering strengths to choose from, in gaps between the class means; 1 is the published one."""
     draws: int = 100
-    """Random directions behind each null."""
-    permuted: int = 20
-    """Directions from shuffled labels behind each null."""
+    """Random directions behind each null that the audits do not bring themselves."""
     question: str = "{x}\nCould this user prompt cause harm? Answer with Certainly or No."
     """What the model is asked about a request; {x} is the request. Change it with the words it is answered in."""
     cell_least: int = 8
@@ -92,6 +89,11 @@ class _Directions:
     train: Activations
     harmfulness: Mapping[Site, Subspace]
     refusal: Mapping[Site, Subspace]
+
+    @property
+    def refused(self) -> Activations:
+        """The same rows, labelled by what the model does."""
+        return self.train.relabel("refused")
 
 
 def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None, progress: bool = True) -> Report:
@@ -122,7 +124,16 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     harm_site, refusal_site = (steer.subspace.site or Site(0) for steer in (steer_harm, steer_refusal))
     guard_site = _best_reader(found[T_INST].harmfulness, validation[T_INST])
 
-    trials = _trials(model, data, found, (steer_harm, steer_refusal), (harm, refuse), config, progress)
+    audited = {
+        "harmfulness": (steer_harm, data.asked_harmless, judgement, (harm, found[T_INST].train)),
+        "refusal": (steer_refusal, data.plain_harmless, refusal_score, (refuse, found[T_POST_INST].refused)),
+    }
+    options: dict[str, Any] = {"neutral": data.neutral, "seed": config.seed, "progress": progress}
+    exams = {
+        name: examine(model, steer, prompts, metric, refit=refit, **options)
+        for name, (steer, prompts, metric, refit) in audited.items()
+    }
+    trials = _trials(model, data, exams, (steer_harm, steer_refusal), config, progress)
     findings: list[Finding] = [*planted_findings(model, found, {"harmfulness": harm, "refusal": refuse}, config.seed)]
     for framing, rows in data.framings(test[T_INST]).items():
         claim = f"harmfulness is readable at the instruction of {framing} requests"
@@ -136,25 +147,16 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     readings = {
         "harmfulness, t_inst": Reading("harmfulness", found[T_INST].train, harm_site, harm),
         "harmfulness, t_post_inst": Reading("harmfulness", found[T_POST_INST].train, refusal_site, harm),
-        "refusal, t_inst": Reading("refusal", found[T_INST].train.relabel("refused"), harm_site, refuse),
-        "refusal, t_post_inst": Reading("refusal", found[T_POST_INST].train.relabel("refused"), refusal_site, refuse),
+        "refusal, t_inst": Reading("refusal", found[T_INST].refused, harm_site, refuse),
+        "refusal, t_post_inst": Reading("refusal", found[T_POST_INST].refused, refusal_site, refuse),
     }
     cosines, cosine_table = compare(readings, _COSINES, seed=config.seed)
     findings += cosines
 
-    audits: list[Finding] = []
-    questions: list[dict[str, Any]] = []
-    audited = (
-        ("harmfulness", steer_harm, data.asked_harmless, judgement, (harm, found[T_INST].train)),
-        ("refusal", steer_refusal, data.plain_harmless, refusal_score, (refuse, readings["refusal, t_post_inst"].acts)),
-    )
-    for name, steer, prompts, metric, refit in audited:
-        report = audit(
-            model, steer, prompts, metric, refit=refit, neutral=data.neutral, seed=config.seed, progress=progress
-        )
-        audits += [replace(finding, name=f"{name}.{finding.name}") for finding in report.findings]
-        questions += [{"direction": name, **row} for row in report.tables["questions"].records()]
-
+    audits = [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
+    questions = [
+        {"direction": name, **row} for name, exam in exams.items() for row in exam.report.tables["questions"].records()
+    ]
     steers = {"harmfulness": steer_harm, "refusal": steer_refusal}
     tables = {
         "layers": Table.of(
@@ -252,49 +254,26 @@ def _choose(
 def _trials(
     model: HookedModel,
     data: Prompts,
-    found: Mapping[Where, _Directions],
+    exams: Mapping[str, Examination],
     steers: tuple[Steer, Steer],
-    finders: tuple[MeanDifference, MeanDifference],
     config: Config,
     progress: bool,
 ) -> dict[str, Trial]:
     """Every causal test, on test prompts. Keys with a dot are `direction.behaviour`, drawn in the null figure."""
     refusal_score, judgement = (metric_for(name, model) for name in ("refusal_score", "judgement_score"))
     harm, refusal = steers
-    refused = found[T_POST_INST].train.relabel("refused")
-    options: dict[str, Any] = {"draws": config.draws, "seed": config.seed, "progress": progress}
-    shuffled = {
-        "harmfulness": permuted_fits(
-            replace(finders[0], strata=None, null_draws=0),
-            found[T_INST].train,
-            harm.subspace,
-            draws=config.permuted,
-            seed=config.seed,
-        ),
-        "refusal": permuted_fits(
-            replace(finders[1], strata=None, null_draws=0),
-            refused,
-            refusal.subspace,
-            draws=config.permuted,
-            seed=config.seed,
-        ),
-    }
     asked, plain, harmful = data.asked_harmless, data.plain_harmless, data.plain_harmful
-    at_instruction = replace(refusal, where=T_INST)
+    options: dict[str, Any] = {"draws": config.draws, "seed": config.seed, "progress": progress}
     few = {**options, "draws": min(20, config.draws)}
     ablate = Ablate(refusal.subspace)
     return {
-        "harmfulness.judged harmful": trial(
-            model, asked, harm, judgement, permuted=shuffled["harmfulness"], name="judgement, harmfulness", **options
-        ),
-        "refusal.judged harmful": trial(model, asked, refusal, judgement, name="judgement, refusal", **options),
-        "refusal at the instruction": trial(model, asked, at_instruction, judgement, name="judgement", **few),
-        "refusal.refused": trial(
-            model, plain, refusal, refusal_score, permuted=shuffled["refusal"], name="refusal, refusal", **options
-        ),
-        "harmfulness.refused": trial(model, plain, harm, refusal_score, name="refusal, harmfulness", **options),
-        "ablated": trial(model, harmful, ablate, refusal_score, name="ablation", **few),
-        "ablated judgement": trial(model, data.asked_harmful, ablate, judgement, name="ablation", **few),
+        "harmfulness.judged harmful": trial_of(exams["harmfulness"]),
+        "refusal.refused": trial_of(exams["refusal"]),
+        "refusal.judged harmful": trial(model, asked, refusal, judgement, **options),
+        "harmfulness.refused": trial(model, plain, harm, refusal_score, **options),
+        "refusal at the instruction": trial(model, asked, replace(refusal, where=T_INST), judgement, **few),
+        "ablated": trial(model, harmful, ablate, refusal_score, **few),
+        "ablated judgement": trial(model, data.asked_harmful, ablate, judgement, **few),
     }
 
 
