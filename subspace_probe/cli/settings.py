@@ -51,8 +51,9 @@ def describe_settings(settings: type) -> list[tuple[str, str, str, str]]:
         if not field.init:
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        shown = "required" if default is MISSING else str(default)
-        rows.append((field.name, _wanted(hints[field.name]), shown, documented.get(field.name, "")))
+        shown = "required" if default is MISSING else str(default).replace("\n", "\\n")
+        takes = _wanted(hints[field.name]).removeprefix("a ").replace(", or several with commas", ",...")
+        rows.append((field.name, takes, shown, documented.get(field.name, "")))
     return rows
 
 

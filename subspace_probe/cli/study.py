@@ -126,12 +126,15 @@ def _list_studies() -> None:
 
 
 def _list_settings(name: str) -> None:
+    from rich.table import Column
+
     from subspace_probe.cli.settings import describe_settings
-    from subspace_probe.cli.terminal import grid, say
+    from subspace_probe.cli.terminal import grid, plain, say
     from subspace_probe.studies import STUDIES
 
     chosen: Study = STUDIES.load(name)
     say((chosen.title, "bold"), (f"  {chosen.citation}", "dim"))
-    grid(["--set", "takes", "default", ""], describe_settings(chosen.Config))
+    head = [Column("--set", no_wrap=True), Column("takes", no_wrap=True), Column("default", max_width=30), ""]
+    grid(head, describe_settings(chosen.Config))
     for preset, values in chosen.presets.items():
-        say(("preset ", "dim"), preset, (": " + ", ".join(f"{k}={v}" for k, v in values.items()), "dim"))
+        say(("preset ", "dim"), preset, (": " + plain(", ".join(f"{k}={v}" for k, v in values.items())), "dim"))

@@ -113,8 +113,8 @@ def test_studies_are_listed(cli: Cli, told: dict[str, Any]) -> None:
         assert listed.exit_code == 0
         assert "Does it echo?" in listed.stdout
     lines = [" ".join(line.split()) for line in cli("study", "echo", "--list").stdout.splitlines()]
-    assert "n_train a whole number 128 Prompts per class." in lines
-    assert "strength a number 1.0 How far. Raise it where nothing moves." in lines
+    assert "n_train whole number 128 Prompts per class." in lines
+    assert "strength number 1.0 How far. Raise it where nothing moves." in lines
     assert "preset tiny: n_train=4, strength=2.0" in lines
     assert not told
 
