@@ -62,12 +62,12 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @cache
-def tiny(variant: str) -> Any:
+def tiny(variant: str, **changed: Any) -> Any:
     """A tiny random Hugging Face model in eval mode. Shared between tests: leave it as it is."""
     import transformers
 
     family, name, settings = VARIANTS[variant]
-    config = getattr(transformers, name)(**settings)
+    config = getattr(transformers, name)(**settings | changed)
     assert config.model_type == family
     with torch.random.fork_rng():
         torch.manual_seed(sum(map(ord, variant)))  # Transformers draws its weights from the global generator
