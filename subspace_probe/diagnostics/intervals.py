@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from subspace_probe.core.findings import Interval
 from subspace_probe.linalg import ranking, resampling
+
+FEW = 10
+"""Fewer groups than this get Student's interval: a bootstrap of two prompts knows nothing of a third."""
 
 
 def mean_of(values: Tensor, groups: Sequence[int] | Tensor, *, seed: int) -> tuple[float, Interval]:
@@ -19,8 +23,20 @@ def mean_of(values: Tensor, groups: Sequence[int] | Tensor, *, seed: int) -> tup
     if lowest == highest and lowest in (0.0, 1.0):
         _, low, high = resampling.wilson_interval(int(lowest) * n_clusters, n_clusters)
         return lowest, Interval(low, high, of=f"{n_clusters} groups of prompts, Wilson")
+    if n_clusters < FEW:
+        return _student(values, clusters)
     estimate, low, high = resampling.bootstrap_interval(values, clusters=clusters, seed=seed)
     return estimate, Interval(low, high, of=f"{n_clusters} groups of prompts, bootstrap")
+
+
+def _student(values: Tensor, clusters: Tensor) -> tuple[float, Interval]:
+    """Student's interval of the mean over groups, for so few that a bootstrap would be far too narrow."""
+    _, index = clusters.unique(return_inverse=True)
+    sums = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add(0, index, values)
+    means = sums / torch.bincount(index)
+    half = float(stats.t.ppf(0.975, len(means) - 1)) * float(means.std()) / len(means) ** 0.5
+    estimate = float(values.mean())
+    return estimate, Interval(estimate - half, estimate + half, of=f"{len(means)} groups of prompts, Student's t")
 
 
 def auroc_of(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int) -> tuple[float, Interval]:
