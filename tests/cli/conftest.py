@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from typer.testing import Result
 
+    from subspace_probe.models.hooked import HookedModel
+
 WORDS = "<unk> <s> </s> a b c d e red green blue one two three She He said the dog cat . yes no".split()
 GIRLS = "Lily Mia Anna Sara Lucy Emma Amy Sue Molly Jane Daisy Ella Mary Zoe Kitty Bella".split()
 BOYS = "Tim Tom Ben Max Jack Sam Bob Tommy Billy Joe Timmy Jim Mark Leo Fred John".split()
@@ -99,9 +101,7 @@ def names(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stories_folder() -> Path:
-    """The pretrained model of 260 thousand parameters."""
-    folder = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260k"
-    if not folder.is_dir():
-        pytest.skip("no stories260k model in ../shared/models: this check against a pretrained model needs it")
-    return folder
+def stories_folder(stories: "HookedModel") -> Path:
+    """Where the pretrained model of 260 thousand parameters lies."""
+    assert stories.directory is not None
+    return stories.directory
