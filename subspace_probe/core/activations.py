@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ShapeError, SiteError
+from subspace_probe.core.errors import ShapeError, SiteError, unknown
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
 
@@ -94,7 +94,13 @@ class Activations:
         return self.rows.sites
 
     def factor(self, name: str) -> Int[Tensor, " n"]:
-        """A further label by name, shape [n]."""
+        """A further label by name, shape [n].
+
+        Raises:
+            UnknownName: no such factor.
+        """
+        if name not in self.contrast.factors:
+            raise unknown("factor", name, self.contrast.factors)
         return torch.tensor(self.contrast.factors[name])[self.prompt]
 
     def at(self, site: Site) -> Float[Tensor, "n d_model"]:

@@ -42,17 +42,18 @@ class Contrast:
 
     def __post_init__(self) -> None:
         n = len(self.prompts)
-        if not self.pairs:
-            object.__setattr__(self, "pairs", tuple(range(n)))
-        if not self.groups:
-            object.__setattr__(self, "groups", self.pairs)
-        columns = {"labels": self.labels, "pairs": self.pairs, "groups": self.groups, **self.factors}
+        given = {"pairs": self.pairs, "groups": self.groups}
+        columns = {"labels": self.labels, **{name: column for name, column in given.items() if column}, **self.factors}
         wrong = [f"{name} has {len(column)}" for name, column in columns.items() if len(column) != n]
         if wrong:
             raise DataError(f"Contrast {self.name!r} has {n} prompts, but {', '.join(wrong)} entries.")
         if not set(self.labels) <= {0, 1}:
             other = sorted(set(self.labels) - {0, 1})
             raise DataError(f"Contrast {self.name!r} has labels {other}. Labels are 0 (negative) and 1 (positive).")
+        if not self.pairs:
+            object.__setattr__(self, "pairs", tuple(range(n)))
+        if not self.groups:
+            object.__setattr__(self, "groups", self.pairs)
 
     @classmethod
     def from_records(cls, records: Iterable[Record], *, name: str, columns: Columns | None = None) -> "Contrast":

@@ -48,9 +48,10 @@ class Registry:
         return name in self._all()
 
     def _all(self) -> Mapping[str, str]:
-        return {**self.table, **_third_party(self.group)} if self.group else self.table
+        # the package's own names come first, and no other package can take one over
+        return {**self.table, **{k: v for k, v in _third_party(self.group).items() if k not in self.table}}
 
 
 @cache
 def _third_party(group: str) -> Mapping[str, str]:
-    return {point.name: point.value for point in entry_points(group=group)}
+    return {point.name: point.value for point in entry_points(group=group)} if group else {}

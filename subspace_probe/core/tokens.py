@@ -17,6 +17,7 @@ from torch import Tensor
 from subspace_probe.core.errors import PositionError, unknown
 
 Anchor = Literal["all", "prompt", "generated", "t_inst", "t_post_inst", "last", "instruction", "at", "span"]
+_NUMBER = re.compile(r"-?[0-9]+")
 _PARSE = re.compile(r"(?P<anchor>[a-z_]+)(?P<shift>[+-]\d+)?")
 
 
@@ -40,6 +41,8 @@ class Where:
             raise unknown("position", self.anchor, get_args(Anchor))
         if self.shift and not (self.single or self.anchor == "at"):
             raise PositionError(f"{self.anchor!r} is many tokens and cannot be shifted by {self.shift}.")
+        if self.anchor == "span" and not self.text:
+            raise PositionError("A span was asked for without its text. Write span('the king') or 'span:the king'.")
 
     @property
     def single(self) -> bool:
@@ -55,9 +58,9 @@ class Where:
         """Read `t_inst`, `last-1`, `at+3`, `all`, `span:the king`, or a bare number as `at`."""
         if name.startswith("span:"):
             return cls("span", text=name.removeprefix("span:"))
-        if name.lstrip("-").isdigit():
+        if _NUMBER.fullmatch(name):
             return cls("at", int(name))
-        match = _PARSE.fullmatch(name.lower().replace("-inst", "_inst"))
+        match = _PARSE.fullmatch(name.lower().replace("-inst", "_inst").replace("t-post", "t_post"))
         anchor = match["anchor"] if match else name
         if match is None or anchor not in get_args(Anchor):
             raise unknown("position", name, get_args(Anchor))
