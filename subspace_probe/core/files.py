@@ -19,11 +19,13 @@ def atomic(path: Path) -> Generator[Path]:
     """
     if path.is_dir():
         raise StoreError(f"Cannot write {str(path)!r}: it is a folder. Give the name of a file.")
+    made = _missing(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
     except OSError as error:
+        _remove_empty(made)
         raise StoreError(f"Cannot write {str(path)!r}: {error.strerror}. Choose another place.") from None
     partial = Path(name)
     try:
@@ -32,6 +34,8 @@ def atomic(path: Path) -> Generator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        if not path.exists():
+            _remove_empty(made)
 
 
 @contextmanager
@@ -45,11 +49,12 @@ def atomic_folder(path: Path) -> Generator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"Cannot write into {str(path)!r}: it is a file. Choose a folder.")
-    existed = path.exists()
+    made = _missing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path, prefix=".partial."))
     except OSError as error:
+        _remove_empty(made)
         raise StoreError(f"Cannot write into {str(path)!r}: {error.strerror}. Choose another folder.") from None
     done = False
     try:
@@ -59,5 +64,18 @@ def atomic_folder(path: Path) -> Generator[Path]:
         done = True
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if not done and not existed:
-            path.rmdir()
+        if not done:
+            _remove_empty(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that would have to be made, deepest first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # not made, or someone else has put something there
+            continue

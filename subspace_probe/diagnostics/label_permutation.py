@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,18 +13,16 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
-from subspace_probe.finders.quick import quick
+from subspace_probe.finders.quick import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
-from subspace_probe.linalg.permutations import permute_labels
 
 
 def permuted_fits(finder: Finder, acts: Activations, like: Subspace, *, draws: int, seed: int) -> list[Subspace]:
     """Subspaces found under permuted labels, each given the steps of `like`."""
     fits: list[Subspace] = []
-    site, finder = like.site or acts.sites[0], quick(finder)
+    site, refitted = like.site or acts.sites[0], quick(finder)
     for draw in range(seed, seed + draws):
-        labels = permute_labels(torch.tensor(acts.contrast.labels), seed=draw)
-        fit = finder.fit(acts.with_labels(tuple(labels.tolist())), site)
+        fit = refitted.fit(shuffled(finder, acts, seed=draw), site)
         fits.append(Subspace(fit.basis, like.scale, like.origin, like.site, like.where, notes={"finder": "permuted"}))
     return fits
 

@@ -14,9 +14,8 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
-from subspace_probe.finders.quick import quick
+from subspace_probe.finders.quick import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
-from subspace_probe.linalg.permutations import permute_labels
 
 
 def split_half_overlaps(
@@ -24,13 +23,11 @@ def split_half_overlaps(
 ) -> Float[Tensor, " draws"]:
     """Similarity of subspaces found on two halves that share no group: signed cosine at rank one, else overlap."""
     found: list[float] = []
-    finder = quick(finder)
+    refitted = quick(finder)
     for draw in range(seed, seed + draws):
-        source = acts
-        if permuted:
-            labels = permute_labels(torch.tensor(acts.contrast.labels), seed=draw)
-            source = acts.with_labels(tuple(labels.tolist()))
-        first, second = (finder.fit(half, site) for half in source.split(0.5, seed=draw))
+        # labels are shuffled before the split, so that both halves share the shuffle and not only its marginals
+        source = shuffled(finder, acts, seed=draw) if permuted else acts
+        first, second = (refitted.fit(half, site) for half in source.split(0.5, seed=draw))
         found.append(first.cosine(second) if first.rank == 1 else first.overlap(second))
     return torch.tensor(found, dtype=torch.float64)
 

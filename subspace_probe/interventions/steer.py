@@ -25,8 +25,8 @@ class Steer:
         subspace: the direction.
         strength: in units of the subspace's `scale`.
         site: where to add it; default is where it was found.
-        where: to which tokens; default is where it was found, or all tokens. Published refusal steering uses `ALL`,
-            reply inversion the instruction only.
+        where: to which tokens; default all, generated ones included, as in published refusal steering. Reply
+            inversion uses the instruction only.
     """
 
     subspace: Subspace

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from subspace_probe.core.errors import BackendError, StoreError
 from subspace_probe.core.registry import Registry
 from subspace_probe.models.hooked import HookedModel as HookedModel
@@ -80,14 +82,29 @@ def _load(model: str | Path, tokenizer: Any, **kwargs: Any) -> tuple[Any, Any]:
     revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
     try:
         config = AutoConfig.from_pretrained(model, **revision)
-        kind = AutoModel if config.model_type == "bert" else AutoModelForCausalLM
-        loaded = kind.from_pretrained(model, **kwargs)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model, **revision)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
+        kind: Any = AutoModel if config.model_type == "bert" else AutoModelForCausalLM
+        loaded, info = kind.from_pretrained(model, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise StoreError(
             f"Cannot load {str(model)!r}: {first} Give 'organism:chat', a folder with config.json, or a hub id."
         ) from None
+    # Transformers only warns, and fills them with random numbers; an encoder's pooler is behind every site
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise BackendError(
+            f"{str(model)!r} lacks {len(missing)} of the weights of {type(loaded).__name__} ({shown}). "
+            "The checkpoint is of another kind of model, or incomplete."
+        )
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, **revision)
+        except (OSError, ValueError) as error:
+            cause = str(error).strip().split("\n")[0]
+            raise StoreError(
+                f"Cannot load a tokenizer from {str(model)!r}: {cause} Put tokenizer.json beside the model, or pass "
+                "tokenizer=..."
+            ) from None
     return loaded.eval(), tokenizer
 
 

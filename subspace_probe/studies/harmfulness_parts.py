@@ -300,9 +300,13 @@ def summary(model: str, findings: Sequence[Finding]) -> list[str]:
         "supported": "and uses it for its own judgement",
         "refuted": "but its judgement does not come from there",
     }.get(verdict("judgement_flip.harmfulness"), "and whether its judgement comes from there stays open")
-    acts = {"supported": "It refuses through", "refuted": "It does not refuse through"}.get(
-        verdict("refusal_rate.refusal"), "It may or may not refuse through"
-    )
+    sufficient, necessary = (verdict(f"refusal_rate.{way}") == "supported" for way in ("refusal", "ablated"))
+    acts = {
+        (True, True): "It refuses through",
+        (True, False): "It can be made to refuse through, but refuses without,",
+        (False, True): "It needs, but is not made to refuse by,",
+        (False, False): "It was not shown to refuse through",
+    }[sufficient, necessary]
     apart = {
         "supported": "are different directions",
         "refuted": "are not told apart",
