@@ -22,13 +22,14 @@ def from_dataset(name: str, *, columns: Columns | None = None, split: str = "tra
         DataError: malformed rows, by row number.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
 
     folder = Path(name)
     saved = folder.is_dir() and any((folder / mark).exists() for mark in ("dataset_dict.json", "state.json"))
     try:
         loaded: Any = load_from_disk(name) if saved else load_dataset(name, split=split, **kwargs)
         data = loaded[split] if isinstance(loaded, DatasetDict) else loaded
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise StoreError(
             f"Cannot load {name!r}: {first} Give a .jsonl or .csv file, or a dataset with a split {split!r}."
