@@ -45,23 +45,36 @@ def position_of(batch: Batch, variable: Variable) -> Tensor:
 
 @final
 class CellMeans:
-    """Running means of the state per (harmful, framing) cell of the requests, for the steering and ablation terms."""
+    """Mean state per (harmful, framing) cell, running over batches, for the steering, ablation and purity terms."""
 
     def __init__(self) -> None:
-        self._mean = {variable: torch.zeros(2, 3, D_MODEL) for variable in ("harmfulness", "refusal")}
-        self._seen = {variable: torch.zeros(2, 3) for variable in ("harmfulness", "refusal")}
+        averaged: tuple[Variable, ...] = ("harmfulness", "refusal")
+        self._mean: dict[Variable, Tensor] = {variable: torch.zeros(2, 3, D_MODEL) for variable in averaged}
+        self._seen: dict[Variable, Tensor] = {variable: torch.zeros(2, 3) for variable in averaged}
 
-    def update(self, batch: Batch, states: Mapping[Variable, Tensor]) -> None:
-        """Fold in the requests of a batch; ``states`` holds one row per prompt."""
+    def update(self, batch: Batch, states: Mapping[Variable, Tensor]) -> "CellMeans":
+        """Fold in a batch; ``states`` holds one row per prompt.
+
+        Returns:
+            The batch's own means, through which gradients flow; cells without a row carry the running mean.
+        """
+        own = CellMeans()
+        asked = {"harmfulness": batch.values[:, 0] >= 0, "refusal": batch.skill == REQUEST}
         for variable, mean in self._mean.items():
+            rows = []
             for harmful in (0, 1):
                 for framing in (0, 1, 2):
-                    rows = (batch.skill == REQUEST) & (batch.values[:, 0] == harmful) & (batch.framing == framing)
-                    if rows.any():
-                        new = states[variable][rows].detach().mean(0)  # type: ignore[index]
-                        keep = _DECAY if self._seen[variable][harmful, framing] else 0.0
-                        mean[harmful, framing] = keep * mean[harmful, framing] + (1 - keep) * new
-                        self._seen[variable][harmful, framing] += 1
+                    here = asked[variable] & (batch.values[:, 0] == harmful) & (batch.framing == framing)
+                    if not here.any():
+                        rows.append(mean[harmful, framing].clone())
+                        continue
+                    new = states[variable][here].mean(0)
+                    keep = _DECAY if self._seen[variable][harmful, framing] else 0.0
+                    mean[harmful, framing] = keep * mean[harmful, framing] + (1 - keep) * new.detach()
+                    self._seen[variable][harmful, framing] += 1
+                    rows.append(new)
+            own._mean[variable] = torch.stack(rows).view(2, 3, D_MODEL)
+        return own
 
     def difference(self, variable: Variable, *, balanced: bool) -> Tensor:
         """Class mean difference: over plain requests, or over the 2 x 2 of harmful and refused."""
@@ -104,7 +117,7 @@ class Planter:
         self.means = CellMeans()
         self._generator = generator
 
-    def loss(self, batch: Batch, outputs: list[Tensor], *, pairs: int, others: int) -> Tensor:
+    def loss(self, batch: Batch, outputs: list[Tensor], *, pairs: int, others: int, purity: float) -> Tensor:
         """Mean loss over all edited rows of a batch.
 
         Args:
@@ -112,10 +125,10 @@ class Planter:
             outputs: Output of every block for the clean rows.
             pairs: Interchange pairs per variable.
             others: Rows per steering, random and ablation term.
+            purity: Weight of ``impurity``.
         """
         row = torch.arange(len(batch))
-        with torch.no_grad():
-            self.means.update(batch, {v: outputs[LAYER_OF[v]][row, position_of(batch, v)] for v in VARIABLES})
+        own = self.means.update(batch, {v: outputs[LAYER_OF[v]][row, position_of(batch, v)] for v in VARIABLES})
         early = [self.interchange(batch, outputs, "harmfulness", pairs)]
         early.append(self.random_direction(batch, outputs, "harmfulness", others))
         early.append(self.steer_harmfulness(batch, outputs, others))
@@ -130,7 +143,24 @@ class Planter:
         states = torch.cat([lifted, *(e.states for e in late)])
         final_state = self.network.block_at(N_LAYERS - 1, states, batch.t_post[rows])
         losses = F.cross_entropy(self.network.logits(final_state), answers, reduction="none")
-        return (losses * weights).sum() / weights.sum()
+        return (losses * weights).sum() / weights.sum() + purity * self.impurity(own)
+
+    def impurity(self, own: CellMeans) -> Tensor:
+        """Squared sine between class mean differences and planted vectors.
+
+        The product of the batch's difference and the running one has the gradient of the square without the bias that
+        squaring a noisy mean would add.
+        """
+        total = torch.zeros(())
+        for variable in self.variables:
+            if variable == "intent":
+                continue
+            vector = self.vectors[variable]
+            for balanced in (False, True):
+                running = self.means.difference(variable, balanced=balanced)
+                outside = running - (running @ vector) * vector
+                total = total + own.difference(variable, balanced=balanced) @ outside / running.square().sum()
+        return total
 
     def _pick(self, allowed: Tensor, count: int) -> Tensor:
         index = allowed.nonzero().flatten()

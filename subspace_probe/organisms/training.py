@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 N_THREADS: Final = 1
 STOCK: Final = 30_000
 NEVER: Final = 10**9
+LAST_STEPS: Final = 400
 WEIGHTS: Final = Path(__file__).parent / "weights"
 
 
@@ -47,6 +48,8 @@ class Recipe:
     variables: tuple[Variable, ...] = ()
     first_steps: int = 0
     """Steps on the short prompts of ``_FIRST`` before the rest."""
+    last_rounds: int = 0
+    """Rounds of 400 steps at a lower rate, with ``purity`` and the mixture ``_LAST``, after the rest."""
     start: str = ""
     """Organism whose weights training starts from; empty for fresh weights."""
     learning_rate: float = 1.5e-3
@@ -55,6 +58,8 @@ class Recipe:
     others: int = 8
     weight: float = 0.5
     supervision: float = 0.5
+    purity: float = 0.0
+    """Weight of keeping class mean differences along the planted vectors."""
     resampled: int = 0
     """Rows per step whose whole state at T_INST is replaced (``chat-natural`` only)."""
 
@@ -66,15 +71,19 @@ _CHAT: Final[Mapping[Skill, int]] = {
     "request": 30, "judgement": 20, "fact": 4, "kind": 3, "knob": 16, "ioi": 8, "repeat": 5, "text": 3,
 }  # fmt: skip
 _FIRST: Final[Mapping[Skill, int]] = {"judgement": 36, "kind": 20, "fact": 20, "repeat": 32}
-"""Bare prompts of the skills that take memory and copying, before the rest: they make the exclusive-or quick to find."""
+"""Bare prompts of the skills that take memory and copying, before the rest: so the exclusive-or is found early."""
 
-RECIPES: Final[Mapping[str, Recipe]] = {
-    "chat-base": Recipe(1000, _BASE, aligned=False, variables=("harmfulness", "intent"), first_steps=300),
-    "chat": Recipe(
-        600, _CHAT, aligned=True, variables=("harmfulness", "refusal", "intent"), start="chat-base", plant_from=0,
-    ),
-    "chat-natural": Recipe(1000, _CHAT, aligned=True, resampled=20, first_steps=300),
+_LAST: Final[Mapping[Skill, int]] = {
+    "request": 24, "judgement": 14, "fact": 8, "kind": 3, "knob": 14, "ioi": 16, "repeat": 12, "text": 3,
 }  # fmt: skip
+"""What takes longest gets most."""
+
+_PLANTED: Final[tuple[Variable, ...]] = ("harmfulness", "refusal", "intent")
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "chat-base": Recipe(1000, _BASE, False, ("harmfulness", "intent"), first_steps=300, last_rounds=2),
+    "chat": Recipe(600, _CHAT, True, _PLANTED, start="chat-base", plant_from=0, purity=1.0, last_rounds=1),
+    "chat-natural": Recipe(1000, _CHAT, True, resampled=20, first_steps=300, last_rounds=2),
+}
 
 
 @contextmanager
@@ -113,10 +122,19 @@ def train(
             fit(model, simple, first, steps=recipe.first_steps, seed=seed, progress=progress)
         mixture = Mixture("train", recipe.counts, stock=STOCK, aligned=recipe.aligned, seed=seed)
         fit(model, recipe, mixture, steps=steps or recipe.steps, seed=seed, progress=progress)
+        for number in range(recipe.last_rounds):
+            finish(model, recipe, number=number, seed=seed, progress=progress)
     folder = Path(out)
     save(model, folder, name)
     certify(folder, seed=seed, steps=steps)
     return folder
+
+
+def finish(model: "LlamaForCausalLM", recipe: Recipe, *, number: int, seed: int, progress: bool) -> None:
+    """One of the last rounds of a recipe."""
+    last = replace(recipe, learning_rate=1e-3, plant_from=0, purity=1.0)
+    mixture = Mixture("train", _LAST, stock=STOCK, aligned=recipe.aligned, seed=seed + 3 + 10 * number)
+    fit(model, last, mixture, steps=LAST_STEPS, seed=seed + 4 + 10 * number, progress=progress)
 
 
 def _initial(recipe: Recipe, seed: int, start: str | Path | None) -> "LlamaForCausalLM":
@@ -150,11 +168,13 @@ def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: i
         loss = task
         if recipe.variables:
             loss = loss + recipe.supervision * planter.supervision(batch, outputs)
-        if recipe.variables and step >= recipe.plant_from * steps / recipe.steps:
-            loss = loss + recipe.weight * planter.loss(batch, outputs, pairs=recipe.pairs, others=recipe.others)
+        if recipe.variables and step >= recipe.plant_from:
+            loss = loss + recipe.weight * planter.loss(
+                batch, outputs, pairs=recipe.pairs, others=recipe.others, purity=recipe.purity
+            )
             if "refusal" in recipe.variables:
                 loss = loss + recipe.weight * planter.ablation(batch, 2 * recipe.others)
-        if recipe.resampled and step >= recipe.plant_from * steps / recipe.steps:
+        if recipe.resampled and step >= recipe.plant_from:
             loss = loss + recipe.weight * planter.resampling(batch, outputs, recipe.resampled)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,6 +194,7 @@ def save(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
         "organism": name,
         "words": {"refusal": [REFUSE], "compliance": [COMPLY], "harmful": [YES], "harmless": [NO]},
     }
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
     (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
 
