@@ -99,8 +99,11 @@ def _load(model: str | Path, tokenizer: Any, **kwargs: Any) -> tuple[Any, Any]:
     if tokenizer is None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, **revision)
-        except (OSError, ValueError) as error:
-            cause = str(error).strip().split("\n")[0]
+        except Exception as error:
+            # the tokenizers library raises a bare Exception for a file that it cannot make sense of
+            if not isinstance(error, OSError | ValueError | LookupError) and type(error) is not Exception:
+                raise
+            cause = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise StoreError(
                 f"Cannot load a tokenizer from {str(model)!r}: {cause} Put tokenizer.json beside the model, or pass "
                 "tokenizer=..."

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from subspace_probe.core.activations import Activations, MemoryRows
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.edits import NO_EDITS, EditMap, compose
-from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.errors import ConfigError, PositionError
 from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
@@ -168,6 +168,8 @@ class HookedModel:
             states = {site: run.reads[site][row, column].cpu() for site in chosen}
             kept.append((torch.tensor(rows)[row], positions, states))
         prompt = torch.cat([rows for rows, _, _ in kept])
+        if not prompt.numel():
+            raise PositionError(f"No token of these prompts is {str(asked)!r}, so there is nothing to capture.")
         position = torch.cat([positions for _, positions, _ in kept])
         order = torch.argsort(prompt * (self.spec.context + 1) + position)
         tensors = {site: torch.cat([states[site] for _, _, states in kept])[order] for site in chosen}
@@ -269,6 +271,8 @@ class HookedModel:
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )
         model._standing = standing
+        if "fingerprint" in self.__dict__:  # the weights are shared, and hashing them takes a while
+            model.__dict__["fingerprint"] = self.fingerprint
         return model
 
     def _edits(self, interventions: Sequence[Intervention]) -> EditMap:
