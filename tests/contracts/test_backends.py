@@ -663,6 +663,21 @@ def test_without_the_thread_guard_edits_would_mix(monkeypatch: pytest.MonkeyPatc
     assert distance(inner, outcome(case.model, shown, {Site(1): shift(b)})) > FAR
 
 
+def test_a_hook_that_another_thread_is_removing_does_nothing() -> None:
+    """Torch then calls an entry hook without the keyword arguments it was registered for."""
+    from subspace_probe.core.edits import EditContext
+    from subspace_probe.core.sites import FORWARD_ORDER
+    from subspace_probe.models.hooks import Pass, hook_block
+
+    model, shown = _case("native", "llama").model, batch(4)
+    state = Pass(frozenset(), {}, 4, None, False, ctx=EditContext(shown, shown.positions, shown.mask))
+    entries = [hook for hook in hook_block(model.blocks[1], model.layout, 1, FORWARD_ORDER, state) if hook.entry]
+    assert len(entries) == 3
+    for hook in entries:
+        assert hook.call(hook.module, (torch.zeros(1, 4, 32),)) is None
+        assert hook.call(hook.module, (torch.zeros(1, 4, 32),), {}) is not None
+
+
 def test_two_threads_at_once_get_their_own_answers(case: Case) -> None:
     from subspace_probe.core.sites import Site
 
