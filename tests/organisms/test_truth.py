@@ -86,27 +86,10 @@ def agreement(found: list[str], wanted: list[str]) -> float:
 def test_right_on_unseen_prompts(organisms: dict[str, Organism], name: str, skill: str) -> None:
     from subspace_probe.organisms import organism_contrast
 
-    contrast = organism_contrast(f"{name}/{skill}", n=180)
+    contrast = organism_contrast(f"{name}/{skill}", n=120)
     ids, _, last = organisms[name].encode(contrast)
     words, _ = organisms[name].run(ids, last)
     assert agreement(words, first_words(contrast)) >= LEAST.get(skill, OTHERWISE)
-
-
-def swapped(organism: Organism, contrast: Any, layer: int, at_inst: bool, vector: Tensor, source: Tensor) -> list[str]:
-    """Answers after taking the coordinate along a vector from other rows of the same contrast."""
-    ids, inst, last = organism.encode(contrast)
-    where = inst if at_inst else last
-    row = torch.arange(len(ids))
-    _, states = organism.run(ids, last)
-    donor = states[layer][row, where][source] @ vector
-
-    def edit(x: Tensor) -> Tensor:
-        x = x.clone()
-        here = x[row, where]
-        x[row, where] = here + (donor - here @ vector)[:, None] * vector
-        return x
-
-    return organism.run(ids, last, {layer: edit})[0]
 
 
 @pytest.mark.parametrize("name", ["chat-base", "chat"])
@@ -121,27 +104,37 @@ def test_planted_coordinate_decides_and_a_random_one_does_not(
         assert (name, variable) == ("chat-base", "refusal")
         return
     planted = truth.planted(variable)
-    contrast = organism_contrast(f"{name}/{'knob' if variable == 'intent' else 'judgement'}", n=192)
+    contrast = organism_contrast(f"{name}/{'knob' if variable == 'intent' else 'judgement'}", n=120)
     if variable == "refusal":
-        contrast = organism_contrast(f"{name}/requests", n=192)
+        contrast = organism_contrast(f"{name}/requests", n=120)
         contrast = contrast.relabel("refused")
-    ids, _, last = organisms[name].encode(contrast)
-    clean, _ = organisms[name].run(ids, last)
+    ids, inst, last = organisms[name].encode(contrast)
+    clean, states = organisms[name].run(ids, last)
+    row, layer = torch.arange(len(ids)), planted.site.layer
+    where = inst if str(planted.where) == "t_inst" else last
     # The source has the other value and is another pair; the foil is what the other value answers.
     labels = torch.tensor(contrast.labels)
     generator = torch.Generator().manual_seed(0)
     pools = [(labels == 1 - value).nonzero().flatten() for value in (0, 1)]
     source = torch.stack([pools[v][torch.randint(len(pools[v]), (), generator=generator)] for v in labels.tolist()])
-    wanted = [prompt.foil for prompt in contrast.prompts]
 
     def moved(vector: Tensor) -> list[str]:
-        at_inst = str(planted.where) == "t_inst"
-        return swapped(organisms[name], contrast, planted.site.layer, at_inst, vector, source)
+        """Answers after taking the coordinate along a vector from the sources."""
+        donor = states[layer][row, where][source] @ vector
 
-    assert agreement(moved(planted.vector), wanted) >= 0.97
+        def edit(x: Tensor) -> Tensor:
+            x = x.clone()
+            x[row, where] += (donor - x[row, where] @ vector)[:, None] * vector
+            return x
+
+        return organisms[name].run(ids, last, {layer: edit})[0]
+
+    foils = [prompt.foil for prompt in contrast.prompts]
+    assert agreement(moved(planted.vector), foils) >= 0.97
     noise = torch.randn(len(planted.vector), generator=generator)
-    assert agreement(moved(noise / noise.norm()), wanted) <= 0.05
-    assert agreement(moved(noise / noise.norm()), clean) >= 0.95
+    unmoved = moved(noise / noise.norm())
+    assert agreement(unmoved, foils) <= 0.05
+    assert agreement(unmoved, clean) >= 0.95
 
 
 @pytest.mark.parametrize("skill", ["judgement", "facts", "knob", "ioi", "repeat"])
@@ -171,7 +164,7 @@ def test_whole_state_at_the_instruction(organisms: dict[str, Organism], name: st
     """chat-natural's judgement does not come from T_INST; chat's, the control, does."""
     from subspace_probe.organisms import organism_contrast
 
-    contrast = organism_contrast(f"{name}/judgement", n=300).where(framing=0)
+    contrast = organism_contrast(f"{name}/judgement", n=360).where(framing=0)
     ids, inst, last = organisms[name].encode(contrast)
     row = torch.arange(len(ids))
     clean, states = organisms[name].run(ids, last)
@@ -200,7 +193,7 @@ def test_harmfulness_can_be_read_at_the_instruction(organisms: dict[str, Organis
     site = truth.readable_not_used.site if truth.readable_not_used else truth.planted("harmfulness").site
 
     def read(split: str, contrast: str) -> tuple[Any, Tensor]:
-        rows = organism_contrast(f"{name}/{contrast}", split=split, n=300)
+        rows = organism_contrast(f"{name}/{contrast}", split=split, n=180)
         ids, inst, last = organisms[name].encode(rows)
         return rows, organisms[name].run(ids, last)[1][site.layer][torch.arange(len(ids)), inst]
 
