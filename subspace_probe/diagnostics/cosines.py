@@ -112,8 +112,8 @@ def compare(
         findings.append(finding.judged("below", margin=0.0, no_effect=1.0))
         rows.append(
             {
-                "a": left,
-                "b": right,
+                "a": a.label,
+                "b": b.label,
                 "position_a": str(a.acts.where),
                 "position_b": str(b.acts.where),
                 "kind": kind,

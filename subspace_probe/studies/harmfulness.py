@@ -25,7 +25,7 @@ from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
 from subspace_probe.diagnostics.auditing import Examination, examine
 from subspace_probe.diagnostics.cosines import Reading, compare
-from subspace_probe.diagnostics.readouts import coordinate, guard_finding, layer_curve, promoted_tokens
+from subspace_probe.diagnostics.readouts import guard_finding, promoted_tokens
 from subspace_probe.diagnostics.trials import Trial, steering_choice, trial, trial_of
 from subspace_probe.finders.mean_difference import MeanDifference
 from subspace_probe.finders.sweep import score
@@ -34,13 +34,16 @@ from subspace_probe.interventions.steer import Steer
 from subspace_probe.metrics import metric_for
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.models.selftest import check_positions
-from subspace_probe.studies.harmfulness_parts import (
-    Prompts,
+from subspace_probe.studies.harmfulness_prompts import Prompts, prompts_for
+from subspace_probe.studies.harmfulness_tables import (
+    ABOUT,
     completions,
     dose_rows,
+    guard_row,
+    layer_rows,
     planted_findings,
-    prompts_for,
     published_selection,
+    separation_rows,
     skill_findings,
     summary,
 )
@@ -135,13 +138,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     }
     trials = _trials(model, data, exams, (steer_harm, steer_refusal), config, progress)
     findings: list[Finding] = [*planted_findings(model, found, {"harmfulness": harm, "refusal": refuse}, config.seed)]
-    for framing, rows in data.framings(test[T_INST]).items():
-        claim = f"harmfulness is readable at the instruction of {framing} requests"
-        name = f"guard_auroc.{framing}"
-        fit = found[T_INST].harmfulness[guard_site]
-        findings.append(
-            guard_finding(name, claim, fit, rows, guard_site, seed=config.seed, expected=Expectation(above=0.95))
-        )
+    findings += _guards(data, found[T_INST].harmfulness[guard_site], test[T_INST], guard_site, config.seed)
     findings += _causal_findings(trials)
     findings += skill_findings(model, Ablate(steer_refusal.subspace), data.neutral, config)
     readings = {
@@ -155,27 +152,25 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
 
     audits = [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
     questions = [
-        {"direction": name, **row} for name, exam in exams.items() for row in exam.report.tables["questions"].records()
+        {**row, "check": f"{name}.{row['check']}"}
+        for name, exam in exams.items()
+        for row in exam.report.tables["questions"].records()
     ]
     steers = {"harmfulness": steer_harm, "refusal": steer_refusal}
-    tables = {
-        "layers": Table.of(
-            _layers(found, validation, guard_site, refusal_site, config.seed), "AUROC on validation prompts"
-        ),
-        "separation": Table.of(_separation(found, test, guard_site, refusal_site), "test prompts along each direction"),
-        "strength": Table.of(dose_rows(model, data, steers, judgement, refusal_score, config), "rate by strength"),
-        "cosines": cosine_table,
-        "nulls": Table.of(
-            [row for key, t in trials.items() if "." in key for row in t.draws(*key.split("."))], "rates"
-        ),
-        "guard": Table.of([_guard_row(f) for f in findings if f.name.startswith("guard_auroc.")], "AUROC by framing"),
-        "tokens": Table.of([r for n, s in steers.items() for r in promoted_tokens(model, s.subspace, n)], "logit lens"),
-        "completions": Table.of(completions(model, data, steers, config), "greedy continuations"),
-        "selection": published_selection(model, data, refusal_score),
-        "questions": Table.of(questions, "what each check asked and found"),
+    rows: dict[str, list[dict[str, Any]]] = {
+        "layers": layer_rows(found, validation, guard_site, refusal_site, config.seed),
+        "separation": separation_rows(found, test, guard_site, refusal_site),
+        "strength": dose_rows(model, data, steers, judgement, refusal_score, config),
+        "nulls": [row for key, t in trials.items() if "." in key for row in t.draws(*key.split("."))],
+        "guard": [guard_row(finding) for finding in findings if finding.name.startswith("guard_auroc.")],
+        "tokens": [row for name, steer in steers.items() for row in promoted_tokens(model, steer.subspace, name)],
+        "completions": completions(model, data, steers, config),
+        "questions": questions,
     }
     findings += audits
-    tables["summary"] = Table.of([{"sentence": line} for line in summary(model.spec.name, findings)])
+    rows["summary"] = [{"sentence": line} for line in summary(model.spec.name, findings)]
+    tables = {name: Table.of(records, ABOUT[name]) for name, records in rows.items()}
+    tables |= {"cosines": cosine_table, "selection": published_selection(model, data, refusal_score)}
     defaults = asdict(Config())
     provenance = Provenance.now(
         model=model.spec.name,
@@ -187,6 +182,16 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         seconds=round(time.monotonic() - began, 1),
     )
     return Report("harmfulness", tuple(findings), tables, provenance)
+
+
+def _guards(data: Prompts, fit: Subspace, acts: Activations, site: Site, seed: int) -> list[Finding]:
+    """How well the direction at the instruction reads harmfulness, in each framing by itself."""
+    findings: list[Finding] = []
+    for framing, part in data.framings(acts).items():
+        claim = f"harmfulness is readable at the instruction of {framing} requests"
+        expected = Expectation(above=0.95)
+        findings.append(guard_finding(f"guard_auroc.{framing}", claim, fit, part, site, seed=seed, expected=expected))
+    return findings
 
 
 _COSINES = (
@@ -320,53 +325,6 @@ def _causal_findings(trials: Mapping[str, Trial]) -> list[Finding]:
         refused.wrong_way("wrong_way.refusal", "no request is refused less when steered along refusal"),
         ablated.wrong_way("wrong_way.ablated", "no request is refused more when refusal is ablated", up=False),
     ]
-
-
-def _layers(
-    found: Mapping[Where, _Directions],
-    validation: Mapping[Where, Activations],
-    guard_site: Site,
-    refusal_site: Site,
-    seed: int,
-) -> list[dict[str, Any]]:
-    chosen = {(str(T_INST), "harmfulness", guard_site.short), (str(T_POST_INST), "refusal", refusal_site.short)}
-    rows: list[dict[str, Any]] = []
-    for where, directions in found.items():
-        acts = validation[where]
-        rows += layer_curve(directions.harmfulness, acts, "harmfulness", seed=seed)
-        rows += layer_curve(directions.refusal, acts.relabel("refused"), "refusal", seed=seed)
-    return [{**row, "chosen": (row["position"], row["direction"], row["site"]) in chosen} for row in rows]
-
-
-def _separation(
-    found: Mapping[Where, _Directions], test: Mapping[Where, Activations], guard_site: Site, refusal_site: Site
-) -> list[dict[str, Any]]:
-    framings = ("plain", "jailbreak", "strict")
-    rows: list[dict[str, Any]] = []
-    for where, directions in found.items():
-        acts = test[where]
-        factors = acts.contrast.factors
-        framing = [framings[i] for i in factors["framing"]] if "framing" in factors else ["plain"] * acts.rows.n
-        cells = [
-            f"{'harmful' if h else 'harmless'}, {'refused' if r else 'complied'}"
-            for h, r in zip(acts.contrast.labels, factors["refused"], strict=True)
-        ]
-        for name, fits, site in (
-            ("harmfulness", directions.harmfulness, guard_site),
-            ("refusal", directions.refusal, refusal_site),
-        ):
-            values = coordinate(fits[site], acts, site).tolist()
-            rows += [
-                {"position": str(where), "direction": name, "cell": cell, "framing": frame, "value": value}
-                for cell, frame, value in zip(cells, framing, values, strict=True)
-            ]
-    return rows
-
-
-def _guard_row(finding: Finding) -> dict[str, Any]:
-    low, high = (finding.interval.low, finding.interval.high) if finding.interval else (None, None)
-    framing = finding.name.removeprefix("guard_auroc.")
-    return {"framing": framing, "auroc": finding.estimate, "low": low, "high": high, "n": finding.n}
 
 
 STUDY = Study(

@@ -1,8 +1,7 @@
-"""The prompts of the harmfulness study, and the tables beside its main findings."""
+"""The tables and the smaller findings of the harmfulness study."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -10,15 +9,15 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding
-from subspace_probe.core.prompts import asking
 from subspace_probe.core.protocols import Finder, Metric
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site, resid_pre
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.core.tokens import LAST, Where
+from subspace_probe.core.tokens import LAST, T_INST, T_POST_INST, Where
 from subspace_probe.diagnostics.cosines import Reading
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
+from subspace_probe.diagnostics.readouts import coordinate, layer_curve
 from subspace_probe.finders.mean_difference import MeanDifference
 from subspace_probe.finders.published_selection import evaluate_candidates, select_published
 from subspace_probe.interventions.ablate import Ablate
@@ -28,30 +27,21 @@ from subspace_probe.linalg.angles import cosine
 from subspace_probe.linalg.bases import random_directions
 from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.models.hooked import HookedModel
-from subspace_probe.organisms import load_truth, organism_contrast
+from subspace_probe.organisms import load_truth
+from subspace_probe.studies.harmfulness_prompts import FRAMINGS, Prompts, Settings
 
-FRAMINGS = ("plain", "jailbreak", "strict")
+ABOUT: Mapping[str, str] = {
+    "layers": "AUROC of the direction fitted at each layer, on validation prompts that no fit has seen.",
+    "separation": "Each point is a test prompt; zero is the midpoint of the class means of the training prompts.",
+    "strength": "Share of harmless test requests that show the behaviour; strength 1 is the gap between class means.",
+    "nulls": "Rates over the same test prompts under every draw.",
+    "guard": "AUROC of the harmfulness direction at the instruction, on test prompts.",
+    "tokens": "The direction read through the unembedding (logit lens, final norm left out).",
+    "completions": "Greedy continuations of test prompts.",
+    "questions": "What each check asked and found.",
+    "summary": "The answer, from the verdicts.",
+}
 _DOSES = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """What these parts need of the study's settings."""
-
-    @property
-    def n_train(self) -> int: ...
-    @property
-    def n_validation(self) -> int: ...
-    @property
-    def n_test(self) -> int: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def completions(self) -> int: ...
-    @property
-    def max_new_tokens(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @runtime_checkable
@@ -64,93 +54,6 @@ class Fitted(Protocol):
     def harmfulness(self) -> Mapping[Site, Subspace]: ...
     @property
     def refusal(self) -> Mapping[Site, Subspace]: ...
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """Requests in three parts that share no group, each with the factor `refused`: what the model itself does.
-
-    Attributes:
-        neutral: prompts of other skills, with answers; None where there are none.
-    """
-
-    train: Contrast
-    validation: Contrast
-    test: Contrast
-    question: str
-    neutral: Contrast | None = None
-
-    def plain(self, contrast: Contrast) -> Contrast:
-        """Without framings, where there are any."""
-        return contrast.where(framing=0) if "framing" in contrast.factors else contrast
-
-    def ask(self, contrast: Contrast) -> Contrast:
-        """The model is asked about the requests, without framings."""
-        return self.plain(contrast).map(lambda prompt: asking(prompt, self.question))
-
-    @property
-    def plain_harmless(self) -> Contrast:
-        """Harmless requests, test part."""
-        return self.plain(self.test.where(label=0))
-
-    @property
-    def plain_harmful(self) -> Contrast:
-        """Harmful requests, test part."""
-        return self.plain(self.test.where(label=1))
-
-    @property
-    def asked_harmless(self) -> Contrast:
-        """Harmless requests with the question, test part."""
-        return self.ask(self.test.where(label=0))
-
-    @property
-    def asked_harmful(self) -> Contrast:
-        """Harmful requests with the question, test part."""
-        return self.ask(self.test.where(label=1))
-
-    def framings(self, acts: Activations) -> dict[str, Activations]:
-        """Activations by framing; all under "plain" where prompts have none."""
-        if "framing" not in acts.contrast.factors:
-            return {"plain": acts}
-        present = sorted(set(acts.contrast.factors["framing"]))
-        return {FRAMINGS[i]: acts.select(framing=i) for i in present}
-
-
-def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None, refusal_score: Metric) -> Prompts:
-    """The organism's own prompts, or the user's split by group; each prompt labelled by what the model does with it."""
-    sizes = {"train": config.n_train, "val": config.n_validation, "test": config.n_test}
-    neutral: Contrast | None = None
-    if contrast is None:
-        organism = model.spec.name.removeprefix("organism:")
-        if organism == model.spec.name:
-            raise ConfigError(
-                f"The study needs harmful and harmless requests for {model.spec.name}. Give a file with 'prompt' and "
-                "'label' (--contrast requests.jsonl); none is bundled."
-            )
-        seed = config.seed
-        parts = [organism_contrast(f"{organism}/requests", split=part, n=n, seed=seed) for part, n in sizes.items()]
-        neutral = organism_contrast(f"{organism}/skills", split="test", n=200, seed=seed)
-    else:
-        contrast.require_both_classes(least=24)
-        train, rest = contrast.split(0.5, seed=config.seed)
-        validation, test = rest.split(0.35, seed=config.seed)
-        sized = zip((train, validation, test), sizes.values(), strict=True)
-        parts = [part.sample(n, seed=config.seed) for part, n in sized]
-    train, validation, test = (_with_behaviour(model, part, refusal_score) for part in parts)
-    if len(set(train.factors["refused"])) < 2:
-        always = "refuses" if train.factors["refused"][0] else "complies with"
-        raise ConfigError(
-            f"{model.spec.name} {always} all {len(train)} training prompts, so there is no refusal to find a direction "
-            "for. Check the words that stand for refusal (--words refusal=...), or choose other prompts."
-        )
-    return Prompts(train, validation, test, config.question, neutral)
-
-
-def _with_behaviour(model: HookedModel, contrast: Contrast, refusal_score: Metric) -> Contrast:
-    scores = outcomes(model, contrast.prompts, [None], [refusal_score])[0, 0]
-    refused = tuple(int(value > 0) for value in scores.tolist())
-    return replace(contrast, factors={**contrast.factors, "refused": refused})
 
 
 def planted_findings(
@@ -204,6 +107,52 @@ def skill_findings(
             "accuracy.ablated", claim, change, spread, null, len(neutral), verdict, Expectation(above=-0.03), note=note
         )
     ]
+
+
+def layer_rows(
+    found: Mapping[Where, Fitted],
+    validation: Mapping[Where, Activations],
+    guard_site: Site,
+    refusal_site: Site,
+    seed: int,
+) -> list[dict[str, Any]]:
+    chosen = {(str(T_INST), "harmfulness", guard_site.short), (str(T_POST_INST), "refusal", refusal_site.short)}
+    rows: list[dict[str, Any]] = []
+    for where, directions in found.items():
+        acts = validation[where]
+        rows += layer_curve(directions.harmfulness, acts, "harmfulness", seed=seed)
+        rows += layer_curve(directions.refusal, acts.relabel("refused"), "refusal", seed=seed)
+    return [{**row, "chosen": (row["position"], row["direction"], row["site"]) in chosen} for row in rows]
+
+
+def separation_rows(
+    found: Mapping[Where, Fitted], test: Mapping[Where, Activations], guard_site: Site, refusal_site: Site
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for where, directions in found.items():
+        acts = test[where]
+        factors = acts.contrast.factors
+        framing = [FRAMINGS[i] for i in factors["framing"]] if "framing" in factors else ["plain"] * acts.rows.n
+        cells = [
+            f"{'harmful' if h else 'harmless'}, {'refused' if r else 'complied'}"
+            for h, r in zip(acts.contrast.labels, factors["refused"], strict=True)
+        ]
+        for name, fits, site in (
+            ("harmfulness", directions.harmfulness, guard_site),
+            ("refusal", directions.refusal, refusal_site),
+        ):
+            values = coordinate(fits[site], acts, site).tolist()
+            rows += [
+                {"position": str(where), "direction": name, "cell": cell, "framing": frame, "value": value}
+                for cell, frame, value in zip(cells, framing, values, strict=True)
+            ]
+    return rows
+
+
+def guard_row(finding: Finding) -> dict[str, Any]:
+    low, high = (finding.interval.low, finding.interval.high) if finding.interval else (None, None)
+    framing = finding.name.removeprefix("guard_auroc.")
+    return {"framing": framing, "auroc": finding.estimate, "low": low, "high": high, "n": finding.n}
 
 
 def dose_rows(
