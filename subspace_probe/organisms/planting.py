@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from subspace_probe.organisms.batches import IGNORE, Batch
-from subspace_probe.organisms.grammar import COMPLY, NO, REFUSE, SKILLS, VARIABLES, YES, Variable
+from subspace_probe.organisms.grammar import COMPLY, SKILLS, VARIABLES, Variable
 from subspace_probe.organisms.network import D_MODEL, N_LAYERS, Network
 from subspace_probe.organisms.tokenizer import vocabulary
 
@@ -105,14 +105,11 @@ class Planter:
     Args:
         network: The model under training.
         variables: Which variables are planted.
-        aligned: Whether the model refuses.
         generator: Source of pairs and random directions.
     """
 
-    def __init__(
-        self, network: Network, variables: tuple[Variable, ...], *, aligned: bool, generator: torch.Generator
-    ) -> None:
-        self.network, self.variables, self.aligned = network, variables, aligned
+    def __init__(self, network: Network, variables: tuple[Variable, ...], *, generator: torch.Generator) -> None:
+        self.network, self.variables = network, variables
         self.vectors = planted_vectors()
         self.means = CellMeans()
         self._generator = generator
@@ -305,8 +302,3 @@ class Planter:
             if layer == first or every:
                 x = torch.where(at, outputs[layer][source, batch.t_inst[source]][:, None], x)
         return self.network.block_at(N_LAYERS - 1, x, batch.t_post[base])
-
-
-def first_words() -> dict[str, int]:
-    """Token ids of the four words that stand for refusal, compliance and the two judgements."""
-    return {word: _WORD[word] for word in (REFUSE, COMPLY, YES, NO)}

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from subspace_probe.core.errors import ConfigError, unknown
+from subspace_probe.core.files import atomic_folder
 from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
@@ -81,7 +83,7 @@ _LAST: Final[Mapping[Skill, int]] = {
 _PLANTED: Final[tuple[Variable, ...]] = ("harmfulness", "refusal", "intent")
 RECIPES: Final[Mapping[str, Recipe]] = {
     "chat-base": Recipe(1000, _BASE, False, ("harmfulness", "intent"), first_steps=300, last_rounds=2),
-    "chat": Recipe(600, _CHAT, True, _PLANTED, start="chat-base", plant_from=0, purity=1.0, last_rounds=1),
+    "chat": Recipe(600, _CHAT, True, _PLANTED, start="chat-base", plant_from=0, purity=1.0),
     "chat-natural": Recipe(1000, _CHAT, True, resampled=20, first_steps=300, last_rounds=2),
 }
 
@@ -105,16 +107,29 @@ def train(
     Args:
         name: Name in ``ORGANISMS``.
         out: Directory to write; made where it does not exist.
-        steps: Fewer (or more) steps than the recipe's, for trying things out.
+        steps: Steps of the main phase instead of the recipe's, for trying things out.
         seed: Of the weights, the prompts and the pairs.
         progress: Show a bar with the loss.
         start: Weights to continue from, instead of the bundled organism that the recipe names.
 
     Returns:
         The directory.
+
+    Raises:
+        UnknownName: no such organism.
+        ConfigError: fewer than one step.
+        StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
+    if name not in RECIPES:
+        raise unknown("organism", name, RECIPES)
+    if steps is not None and steps < 1:
+        raise ConfigError(
+            f"{steps} training steps were asked for. At least 1 is needed; leave it out for the recipe's."
+        )
     recipe = RECIPES[name]
-    with _threads(N_THREADS):
+    folder = Path(out)
+    # Opened first: a place that cannot be written is found before the training, not after it.
+    with atomic_folder(folder) as partial, _threads(N_THREADS):
         model = _initial(recipe, seed, start)
         if recipe.first_steps:
             first = Mixture("train", _FIRST, stock=STOCK // 2, aligned=recipe.aligned, seed=seed + 2, bare=True)
@@ -124,9 +139,8 @@ def train(
         fit(model, recipe, mixture, steps=steps or recipe.steps, seed=seed, progress=progress)
         for number in range(recipe.last_rounds):
             finish(model, recipe, number=number, seed=seed, progress=progress)
-    folder = Path(out)
-    save(model, folder, name)
-    certify(folder, seed=seed, steps=steps)
+        save(model, partial, name)
+        certify(partial, seed=seed, steps=steps)
     return folder
 
 
@@ -151,7 +165,7 @@ def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: i
     """Run the training loop of a recipe on a model, in place."""
     network = Network(model)
     generator = torch.Generator().manual_seed(seed + 1)
-    planter = Planter(network, recipe.variables, aligned=recipe.aligned, generator=generator)
+    planter = Planter(network, recipe.variables, generator=generator)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps, pct_start=0.1)
     model.train()

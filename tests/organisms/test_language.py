@@ -69,6 +69,7 @@ def test_words_and_positions_equal_the_chat_template() -> None:
                 tokenize=False,
                 add_generation_prompt=True,
             )
+            assert isinstance(text, str)
             encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == list(laid_out.prompt)
             assert laid_out.prompt[laid_out.t_post_inst] == "<assistant>"

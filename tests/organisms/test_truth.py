@@ -4,7 +4,7 @@ Prompts come from the public contrasts, text goes through the bundled tokenizer,
 written here. What must hold is the causal model of the language; a random vector is the control that must fail.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def first_words(contrast: Any) -> list[str]:
     return [prompt.answer.split()[0] for prompt in contrast.prompts]
 
 
-def agreement(found: list[str], wanted: list[str]) -> float:
+def agreement(found: Sequence[str], wanted: Sequence[str | None]) -> float:
     return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
 
 
