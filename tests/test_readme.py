@@ -21,6 +21,6 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(import subspace_probe as sp.*?)```", README.read_text(), re.DOTALL)
     assert code is not None
-    exec(compile(code[1], str(README), "exec"), {"__name__": "readme"})  # noqa: S102  (our own README)
+    exec(compile(code[1], str(README), "exec"), {"__name__": "readme"})
     assert "control.random" in capsys.readouterr().out
     assert (tmp_path / "report.html").stat().st_size > 1e6
