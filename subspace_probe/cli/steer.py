@@ -164,9 +164,9 @@ def _show(report: "Report", subspace: "Subspace") -> None:
         return
     doses = report.tables["doses"]
     say((doses.about, "bold"))
-    numbers = ("unsteered", "steered", "change", "95 % interval", "random directions", "wrong way", "n")
+    numbers = ("unsteered", "steered", "change", "95 % interval", "random", "wrong way", "n")
     grid(
-        [right("strength"), *map(right, numbers), "beyond random?"],
+        [right("strength"), *map(right, numbers), "verdict"],
         [
             [
                 f"{dose['strength']:+g}", number(dose["unsteered"]), number(dose["steered"]), number(f.estimate),
