@@ -89,7 +89,8 @@ def steer(
     subspace = Subspace.load(direction)
     progress = PROGRESS.get()
     loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
-    subspace.require_model(loaded.fingerprint, allow_mismatch=allow_model_mismatch)
+    subspace = subspace.for_any_model() if allow_model_mismatch else subspace
+    subspace.require_model(loaded.fingerprint)
 
     from subspace_probe.cli.steering import Steering
     from subspace_probe.core.reports import Report

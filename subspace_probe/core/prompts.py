@@ -25,6 +25,8 @@ class Prompt:
         raw: show `text` as it is even to a chat model. For plain text and base-model prompts.
         instruction: the part of the last user message that *is* the instruction: `T_INST` is its last token.
             Give it where a question or a wrapper follows; default is the whole message.
+        start: character of the last user message at which the instruction begins; needed only where its text occurs
+            more than once.
         answer: the text that the positive behaviour would continue with; only its first token is scored.
         foil: the text it is scored against.
     """
@@ -33,6 +35,7 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     raw: bool = False
     instruction: str | None = None
+    start: int | None = None
     answer: str | None = None
     foil: str | None = None
 
@@ -70,7 +73,9 @@ def asking(prompt: Prompt, question: str) -> Prompt:
         )
     source = prompt.shown
     asked, instruction = question.replace("{x}", source), prompt.instruction or source
+    inside = prompt.start if prompt.start is not None else source.find(instruction)
+    start = question.index("{x}") + inside
     if prompt.messages:
         messages = (*prompt.messages[:-1], Message(role="user", content=asked))
-        return replace(prompt, messages=messages, instruction=instruction, answer=None, foil=None)
-    return replace(prompt, text=asked, instruction=instruction, answer=None, foil=None)
+        return replace(prompt, messages=messages, instruction=instruction, start=start, answer=None, foil=None)
+    return replace(prompt, text=asked, instruction=instruction, start=start, answer=None, foil=None)

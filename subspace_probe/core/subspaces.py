@@ -166,19 +166,24 @@ class Subspace:
                 "It was found in another model or at another kind of site; find it again there."
             )
 
-    def require_model(self, fingerprint: str, *, allow_mismatch: bool = False) -> None:
+    def require_model(self, fingerprint: str) -> None:
         """Check that it was found in this very model.
 
         Raises:
             StaleStore: another model's fingerprint.
         """
         own = self.notes.get("fingerprint")
-        if own is not None and own != fingerprint and not allow_mismatch:
+        if own is not None and own != fingerprint:
             raise StaleStore(
-                f"This subspace was found in {self.notes.get('model', 'another model')} (fingerprint {own[:12]}), "
-                f"but is used with a model of fingerprint {fingerprint[:12]}. Find it again in this model, or pass "
-                "allow_model_mismatch=True (--allow-model-mismatch) if that is what you want."
+                f"This subspace was found in {self.notes.get('model', 'another model')} (fingerprint {str(own)[:12]}), "
+                f"but is used with a model of fingerprint {fingerprint[:12]}. Find it again in this model, or use "
+                "subspace.for_any_model() (--allow-model-mismatch) if that is what you want."
             )
+
+    def for_any_model(self) -> "Subspace":
+        """The same subspace, no longer tied to the model it was found in; where it came from stays on record."""
+        notes = {name: value for name, value in self.notes.items() if name != "fingerprint"}
+        return replace(self, notes={**notes, "found_in": self.notes.get("fingerprint")})
 
     def save(self, path: str | Path) -> Path:
         """Write it as safetensors with a JSON header; whole or not at all.

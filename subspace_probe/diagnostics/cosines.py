@@ -6,7 +6,7 @@ figure. So the controls are the same contrast read at both positions, and both c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -14,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.errors import DataError
+from subspace_probe.core.findings import Finding, Interval, judge
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.diagnostics.stability import split_half_overlaps
-from subspace_probe.finders.quick import quick
+from subspace_probe.finders.permuting import quick
 from subspace_probe.linalg.angles import cosine
 from subspace_probe.linalg.bases import covariance_matched_directions
 from subspace_probe.linalg.moments import Moments
@@ -57,7 +58,10 @@ class Reading:
         for _ in range(draws):
             picked = torch.randint(len(members), (len(members),), generator=generator).tolist()
             rows = torch.cat([members[group] for group in picked])
-            found.append(finder.fit(self.acts.take(rows), self.site).vector.double())
+            try:
+                found.append(finder.fit(self.acts.take(rows), self.site).vector.double())
+            except DataError:  # a sample without rows of some cell
+                found.append(torch.full((self.acts.rows.width(self.site),), torch.nan, dtype=torch.float64))
         return torch.stack(found)
 
     def covariance(self) -> Float[Tensor, "d d"]:
@@ -99,7 +103,8 @@ def compare(
     for name, left, right, kind in pairs:
         a, b = readings[left], readings[right]
         value = cosine(fits[left].vector.double(), fits[right].vector.double())
-        spread = range_of(torch.cosine_similarity(drawn[left], drawn[right]), "groups of prompts, bootstrap")
+        resampled = torch.cosine_similarity(drawn[left], drawn[right])
+        spread = range_of(resampled[resampled.isfinite()], "groups of prompts, bootstrap")
         halves = [split_half_overlaps(r.finder, r.acts, r.site, draws=30, seed=seed) for r in (a, b)]
         same = range_of(torch.cat(halves), "split halves of one direction: the cosine were they the same")
         chance = chance_range(a, b, seed=seed)
@@ -109,7 +114,9 @@ def compare(
         )
         claim = f"{a.label} at {a.acts.where} and {b.label} at {b.acts.where} are different directions"
         finding = Finding(name, claim, value, spread, same, a.acts.rows.n, note=note)
-        findings.append(finding.judged("below", margin=0.0, no_effect=1.0))
+        # opposite vectors span the same line, so the claim is judged on the absolute cosine
+        line = replace(spread, low=-spread.high, high=-spread.low) if value < 0 else spread
+        findings.append(replace(finding, verdict=judge(line, same, "below", margin=0.0, no_effect=1.0)))
         rows.append(
             {
                 "a": a.label,

@@ -1,7 +1,7 @@
 """Does more of it do more?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, final
 
@@ -21,9 +21,9 @@ from subspace_probe.interventions.steer import Steer
 class DoseResponse:
     """The effect of a small dose, and whether the effect grows with the dose up to the full one.
 
-    Estimate: the mean effect at half the strength. Null: the same for random directions. The note says whether the mean
-    effect is monotone in the dose. Applies to steering. An effect that appears only at large doses is a push off the
-    data rather than a use of the direction.
+    Estimate: the mean effect at half the strength. Null: the same for random directions. Supported where it goes the
+    way of the full dose, is no larger, and all steps between doses but one go that way too. Applies to steering. An
+    effect that appears only at large doses is a push off the data rather than a use of the direction.
     """
 
     name: ClassVar[str] = "dose"
@@ -63,4 +63,7 @@ class DoseResponse:
         note = f"{monotone} of {len(steps)} steps go the same way (mean effect by dose {doses})"
         claim = "half the dose already moves the behaviour beyond random directions"
         found = Finding("control.dose", claim, estimate, interval, null, len(case.contrast), note=note)
-        return [found.judged("apart", margin=case.margin / 2)]
+        found = found.judged("above" if sign > 0 else "below", margin=case.margin / 2)
+        if found.verdict == "supported" and (monotone < len(steps) - 1 or abs(estimate) > abs(means[-1])):
+            found = replace(found, verdict="inconclusive")
+        return [found]

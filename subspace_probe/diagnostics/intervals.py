@@ -40,8 +40,20 @@ def _student(values: Tensor, clusters: Tensor) -> tuple[float, Interval]:
 
 
 def auroc_of(scores: Tensor, labels: Tensor, groups: Tensor, *, seed: int) -> tuple[float, Interval]:
-    """AUROC with its bootstrap interval by group."""
-    estimate, low, high = ranking.auroc_interval(scores.double(), labels, clusters=groups, seed=seed)
+    """AUROC with its bootstrap interval by group.
+
+    Perfect separation would get an interval of no width; it gets Wilson's lower bound for as many groups as the rarer
+    class has. Too few groups of a class give no interval, and say so.
+    """
+    estimate = ranking.auroc(scores.double(), labels)
+    rarer = min(len(groups[labels == label].unique()) for label in (0, 1))
+    if estimate in (0.0, 1.0):
+        _, low, high = resampling.wilson_interval(int(estimate) * rarer, rarer)
+        return estimate, Interval(low, high, of=f"{rarer} groups of the rarer class, Wilson")
+    try:
+        _, low, high = ranking.auroc_interval(scores.double(), labels, clusters=groups, seed=seed)
+    except ValueError:
+        return estimate, Interval(float("nan"), float("nan"), of=f"only {rarer} groups of a class: no interval")
     return estimate, Interval(low, high, of="groups of prompts, bootstrap")
 
 

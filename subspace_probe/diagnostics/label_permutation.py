@@ -1,7 +1,7 @@
 """Is it the labels, or would any difference of means do?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from jaxtyping import Float
@@ -13,27 +13,28 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
-from subspace_probe.finders.quick import quick, shuffled
+from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 
 
 def permuted_fits(finder: Finder, acts: Activations, like: Subspace, *, draws: int, seed: int) -> list[Subspace]:
-    """Subspaces found under permuted labels, each given the steps of `like`."""
+    """Subspaces found under permuted labels, each with its own steps, as the same pipeline would have used them."""
     fits: list[Subspace] = []
     site, refitted = like.site or acts.sites[0], quick(finder)
     for draw in range(seed, seed + draws):
         fit = refitted.fit(shuffled(finder, acts, seed=draw), site)
-        fits.append(Subspace(fit.basis, like.scale, like.origin, like.site, like.where, notes={"finder": "permuted"}))
+        fits.append(replace(fit, notes={"finder": "permuted"}))
     return fits
 
 
 @final
 @dataclass(frozen=True)
 class LabelPermutation:
-    """The same finder on the same activations under permuted labels, at the same step.
+    """The same finder on the same activations under permuted labels, used in the same way.
 
-    Null: the mean effect of `draws` such directions, which lie in the data's own directions of variation, a harder
-    null than isotropic ones. Cannot see: a confound that travels with the labels.
+    Null: the mean effect of `draws` such directions, each with its own natural step, which is what the pipeline would
+    have found had the labels meant nothing. Labels are exchanged as the groups allow. Cannot see: a confound that
+    travels with the labels, nor whether any direction of large variance would do at this step.
     """
 
     name: ClassVar[str] = "permutation"

@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
+from subspace_probe.core.errors import DataError
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.cases import Case
 from subspace_probe.diagnostics.intervals import range_of
-from subspace_probe.finders.quick import quick, shuffled
+from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 
 
@@ -23,12 +24,22 @@ def split_half_overlaps(
 ) -> Float[Tensor, " draws"]:
     """Similarity of subspaces found on two halves that share no group: signed cosine at rank one, else overlap."""
     found: list[float] = []
+    empty = 0
     refitted = quick(finder)
     for draw in range(seed, seed + draws):
         # labels are shuffled before the split, so that both halves share the shuffle and not only its marginals
         source = shuffled(finder, acts, seed=draw) if permuted else acts
-        first, second = (refitted.fit(half, site) for half in source.split(0.5, seed=draw))
+        try:
+            first, second = (refitted.fit(half, site) for half in source.split(0.5, seed=draw))
+        except DataError:  # a half without rows of some class or cell: rare classes, few groups
+            empty += 1
+            continue
         found.append(first.cosine(second) if first.rank == 1 else first.overlap(second))
+    if empty > draws // 2:
+        raise DataError(
+            f"{empty} of {draws} random halves of {acts.contrast.name!r} lack a class or a cell of the design. "
+            "Add prompts of the rarer kind."
+        )
     return torch.tensor(found, dtype=torch.float64)
 
 

@@ -1,7 +1,7 @@
 """One intervention on one behaviour, with the same thing done along random and along label-permuted directions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -29,7 +29,7 @@ class Trial:
     Attributes:
         clean, edited: without and with the intervention, shape [n].
         random: along random directions of the same length, shape [draws, n].
-        permuted: along directions from permuted labels, given the same length, shape [draws, n].
+        permuted: along directions from permuted labels, with their own length, shape [draws, n].
     """
 
     contrast: Contrast
@@ -41,14 +41,30 @@ class Trial:
 
     @property
     def null(self) -> Interval:
-        """The rate under random directions."""
-        return range_of((self.random > 0).double().mean(1), f"{len(self.random)} random directions of equal norm")
+        """The rate under random directions of equal norm, and under directions from shuffled labels where those ran."""
+        null = range_of((self.random > 0).double().mean(1), f"{len(self.random)} random directions of equal norm")
+        if not len(self.permuted):
+            return null
+        shuffled = range_of((self.permuted > 0).double().mean(1), "")
+        of = f"{null.of}, and {len(self.permuted)} directions from shuffled labels"
+        return Interval(min(null.low, shuffled.low), max(null.high, shuffled.high), of=of)
 
-    def rate(self, name: str, claim: str, *, wanted: str = "above", expected: Expectation | None = None) -> Finding:
+    def rate(
+        self,
+        name: str,
+        claim: str,
+        *,
+        wanted: str = "above",
+        least: float = 0.0,
+        most: float = 1.0,
+        expected: Expectation | None = None,
+    ) -> Finding:
         """Share of prompts that show the behaviour under the intervention.
 
         Args:
-            wanted: "above" or "below" the random directions for a claimed effect, "same" for a claimed absence.
+            wanted: "above" or "below" the nulls for a claimed effect, "same" for a claimed absence.
+            least, most: rates without intervention between which the claim can be tested at all; outside, the verdict
+                is "not tested": a behaviour that is never shown cannot be shown to stay.
         """
         estimate, interval = mean_of((self.edited > 0).double(), self.contrast.groups, seed=self.seed)
         base = float((self.clean > 0).double().mean())
@@ -59,11 +75,12 @@ class Trial:
             shuffled = range_of((self.permuted > 0).double().mean(1), "")
             note += f", {shuffled.low:.3f} to {shuffled.high:.3f} along directions from shuffled labels"
         finding = Finding(name, claim, estimate, interval, self.null, len(self.contrast), expected=expected, note=note)
+        if not least <= base <= most:
+            reason = f"{note}; the claim needs a rate from {least:g} to {most:g} without intervention"
+            return replace(finding, verdict="not tested", note=reason)
         if wanted == "same":
-            absent = judge_absence(interval, margin=MARGIN, no_effect=base)
-            return Finding(**{**vars(finding), "verdict": absent})
-        direction = "above" if wanted == "above" else "below"
-        return finding.judged(direction, margin=MARGIN, no_effect=base)
+            return replace(finding, verdict=judge_absence(interval, margin=MARGIN, no_effect=base))
+        return finding.judged("above" if wanted == "above" else "below", margin=MARGIN, no_effect=base)
 
     def random_rate(self, name: str, claim: str, *, expected: Expectation | None = None) -> Finding:
         """Mean share over random directions; the interval is the range over the draws."""
@@ -86,7 +103,7 @@ class Trial:
         )
         estimate, interval = mean_of(against, self.contrast.groups, seed=self.seed)
         finding = Finding(name, claim, estimate, interval, null, len(self.contrast))
-        return Finding(**{**vars(finding), "verdict": judge_absence(interval, margin=MARGIN)})
+        return replace(finding, verdict=judge_absence(interval, margin=MARGIN))
 
     def draws(self, direction: str, behaviour: str) -> list[dict[str, object]]:
         """Rows of the null figure."""

@@ -11,6 +11,7 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
+from subspace_probe.finders.permuting import exchanged
 from subspace_probe.linalg.moments import Moments
 from subspace_probe.linalg.permutations import permutation_p, permute_labels
 
@@ -86,15 +87,15 @@ class MeanDifference:
         )
 
     def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:
-        """The labels under the null that they do not matter: exchanged within pairs, or within strata."""
-        labels = acts.labels
+        """The labels under the null that they do not matter: exchanged by group, within pairs, or within strata."""
+        labels, pairs, groups = acts.labels, acts.pairs, acts.groups
         if self.paired:
-            return permute_labels(labels, pairs=acts.pairs, seed=seed)
-        if self.strata is None:
-            return permute_labels(labels, seed=seed)
-        strata, out = acts.factor(self.strata), labels.clone()
+            return permute_labels(labels, pairs=pairs, seed=seed)
+        strata = torch.zeros_like(labels) if self.strata is None else acts.factor(self.strata)
+        out = labels.clone()
         for value in strata.unique():
-            out[strata == value] = permute_labels(labels[strata == value], seed=seed)
+            rows = strata == value
+            out[rows] = exchanged(labels[rows], pairs[rows], groups[rows], seed=seed)
         return out
 
     def _weights(self, acts: Activations, labels: Tensor) -> Float[Tensor, " n"]:

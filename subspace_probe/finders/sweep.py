@@ -17,7 +17,7 @@ from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.finders.quick import quick, shuffled
+from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.linalg.ranking import auroc
 
 LEAST_GROUPS = 8

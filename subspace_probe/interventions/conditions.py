@@ -71,7 +71,11 @@ def _map(
     name: str,
 ) -> Tensor:
     n_layers = model.spec.n_layers
-    maps = [_hoisted(condition.edits(n_layers), n_layers) if condition else {} for condition in conditions]
+    for condition in conditions:
+        if condition:
+            model.check(condition)
+    taken = model.standing_sites
+    maps = [_hoisted(condition.edits(n_layers), n_layers, taken) if condition else {} for condition in conditions]
     lowest = min((site.layer for edits in maps for site in edits), default=n_layers - 1)
     batch = model.tokens(prompts)
     order = sorted(range(batch.size), key=lambda row: int(batch.lengths[row]))
@@ -115,14 +119,14 @@ def _first_column(batch: TokenBatch, conditions: Sequence[Condition]) -> int:
     return min((int(edited.any(0).nonzero()[0]) for edited in touched if bool(edited.any())), default=last)
 
 
-def _hoisted(edits: EditMap, n_layers: int) -> EditMap:
+def _hoisted(edits: EditMap, n_layers: int, taken: frozenset[Site]) -> EditMap:
     """Edits of resid_post[l] moved to resid_pre[l + 1], the same tensor, so that block l need not run again."""
     moved: dict[Site, Edit] = {}
     for site, edit in edits.items():
         liftable = site.stream == "resid_post" and site.layer + 1 < n_layers
         target = Site(site.layer + 1, "resid_pre") if liftable else site
-        if target in edits and target != site:
-            return edits  # both names of one tensor are edited: leave their order alone
+        if target != site and (target in edits or target in taken):
+            return edits  # both names of one tensor are edited, here or by the model: leave their order alone
         moved[target] = edit
     return moved
 

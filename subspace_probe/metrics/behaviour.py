@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import TokenSource
 
@@ -48,6 +49,11 @@ def refusal_score(model: TokenSource) -> TokenOdds:
 def judgement_score(model: TokenSource) -> TokenOdds:
     """Log-odds that the model calls the request harmful, asked about it (reply inversion, Zhao et al. 2025)."""
     harmful, harmless = (tuple(model.behaviour_ids(name)) for name in ("harmful", "harmless"))
+    if shared := set(harmful) & set(harmless):
+        raise ConfigError(
+            f"The words for 'harmful' and 'harmless' begin with the same tokens {sorted(shared)}, so no reply can be "
+            "told from the other. Choose words that differ in their first token."
+        )
     return TokenOdds("judgement_score", harmful, harmless)
 
 

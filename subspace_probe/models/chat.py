@@ -104,9 +104,24 @@ def render(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -
             f"The instruction cannot be found in the rendered chat: this template {why} the user's text. "
             f"It was {content!r}, rendered as {full!r}. Use 'text' with raw=True and the positions last or span."
         )
+    begin, length = _part(prompt, content)
+    begin += start - (len(content) - len(content.lstrip()) if kept == kept.lstrip() else 0)
+    return full, (begin, begin + length)
+
+
+def _part(prompt: Prompt, content: str) -> tuple[int, int]:
+    """Where the instruction lies in the last user message, without white space around it: first character, length."""
     part = (prompt.instruction or content).strip()
-    begin = start + kept.rfind(part)
-    return full, (begin, begin + len(part))
+    if prompt.start is not None:
+        begin = content.find(part, prompt.start)
+    else:
+        begin = content.find(part)
+        if content.find(part, begin + 1) >= 0:
+            raise PositionError(
+                f"The instruction {part!r} occurs more than once in {content!r}, so its last token is ambiguous. "
+                "Say where it begins (Prompt.start)."
+            )
+    return begin, len(part)
 
 
 def _stripped(content: str) -> tuple[str, ...]:

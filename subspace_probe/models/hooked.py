@@ -275,10 +275,26 @@ class HookedModel:
             model.__dict__["fingerprint"] = self.fingerprint
         return model
 
+    @property
+    def standing_sites(self) -> frozenset[Site]:
+        """Sites that `intervened` edits in every pass of this model."""
+        return frozenset(self._standing)
+
+    def check(self, intervention: Intervention) -> None:
+        """Check that an intervention's subspace fits its sites and was found in this very model.
+
+        Raises:
+            ShapeError: another width.
+            StaleStore: another model; `subspace.for_any_model()` lifts the check.
+        """
+        if "fingerprint" in intervention.subspace.notes:
+            intervention.subspace.require_model(self.fingerprint)
+        for site in intervention.edits(self.spec.n_layers):
+            intervention.subspace.require_width(self.backend.width(site))
+
     def _edits(self, interventions: Sequence[Intervention]) -> EditMap:
         for intervention in interventions:
-            for site in intervention.edits(self.spec.n_layers):
-                intervention.subspace.require_width(self.backend.width(site))
+            self.check(intervention)
         return compose(*(intervention.edits(self.spec.n_layers) for intervention in interventions))
 
     def __repr__(self) -> str:

@@ -102,6 +102,9 @@ def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None,
         neutral = organism_contrast(f"{organism}/skills", split="test", n=200, seed=seed)
     else:
         contrast.require_both_classes(least=24)
+        # a user's column of that name means something else: framings are the organisms' own
+        factors = {name: column for name, column in contrast.factors.items() if name != "framing"}
+        contrast = replace(contrast, factors=factors)
         train, rest = contrast.split(0.5, seed=config.seed)
         validation, test = rest.split(0.35, seed=config.seed)
         sized = zip((train, validation, test), sizes.values(), strict=True)

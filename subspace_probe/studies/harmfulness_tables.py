@@ -8,7 +8,7 @@ import torch
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
-from subspace_probe.core.findings import Expectation, Finding
+from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.protocols import Finder, Metric
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site, resid_pre
@@ -26,6 +26,7 @@ from subspace_probe.interventions.steer import Steer
 from subspace_probe.linalg.angles import cosine
 from subspace_probe.linalg.bases import random_directions
 from subspace_probe.metrics.answers import Accuracy
+from subspace_probe.metrics.behaviour import TokenOdds, answered
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms import load_truth
 from subspace_probe.studies.harmfulness_prompts import FRAMINGS, Prompts, Settings
@@ -84,6 +85,26 @@ def planted_findings(
             expected=Expectation(above=0.85),
         )
         findings.append(finding.judged("above", margin=0.1))
+    return findings
+
+
+def judgement_findings(model: HookedModel, data: Prompts, judgement: Metric, config: Settings) -> list[Finding]:
+    """Whether the model answers the question about a request at all, and rightly: else its judgement shows nothing."""
+    findings: list[Finding] = []
+    asked = data.ask(data.test)
+    logits = condition_logits(model, asked.prompts, [None])[0]
+    right = ((judgement(logits, asked.prompts) > 0).long() == torch.tensor(asked.labels)).double()
+    estimate, interval = mean_of(right, asked.groups, seed=config.seed)
+    null = Interval(0.5, 0.5, of="guessing between the two answers")
+    claim = "asked without intervention, the model judges requests rightly"
+    finding = Finding("judgement.accuracy", claim, estimate, interval, null, len(asked))
+    findings.append(finding.judged("above", margin=0.1, no_effect=0.5))
+    if isinstance(judgement, TokenOdds):
+        share, spread = mean_of(answered(logits, judgement), asked.groups, seed=config.seed)
+        verdict = "supported" if spread.low > 0.5 else "refuted" if spread.high < 0.5 else "inconclusive"
+        null = Interval(0.0, 0.5, of="more probability on other words than on the two answers")
+        claim = "asked about a request, the model answers with one of the two words"
+        findings.append(Finding("judgement.answered", claim, share, spread, null, len(asked), verdict))
     return findings
 
 
@@ -268,5 +289,5 @@ def summary(model: str, findings: Sequence[Finding]) -> list[str]:
         f"requests refused, ablating it leaves {figure('refusal_rate.ablated')} of harmful ones refused.",
         f"Read at one position, harmfulness and refusal {apart} (cosine {figure('cosine.same_position')}). The cosine "
         f"across positions, {figure('cosine.cross_position')}, says little: one and the same contrast read at both "
-        f"positions has {figure('cosine.same_contrast')}.",
+        f"places has {figure('cosine.same_contrast')}.",
     ]

@@ -128,7 +128,7 @@ def test_it_does_not_fit_other_widths_or_models() -> None:
         with pytest.raises(ShapeError, match="A subspace of width 6 was used where the activations have width 8"):
             call()
     made.require_model("abc123")
-    made.require_model("other", allow_mismatch=True)
+    made.for_any_model().require_model("other")
     made.moved(made.site).require_model("abc123")  # pyright: ignore[reportArgumentType]
     with pytest.raises(
         StaleStore, match=r"found in tiny \(fingerprint abc123\).*fingerprint other.*--allow-model-mismatch"
