@@ -114,6 +114,11 @@ def _part(prompt: Prompt, content: str) -> tuple[int, int]:
     part = (prompt.instruction or content).strip()
     if prompt.start is not None:
         begin = content.find(part, prompt.start)
+        if begin < 0:
+            raise PositionError(
+                f"The instruction {part!r} does not occur in {content!r} at character {prompt.start} or after it. "
+                "Give the character at which it begins as Prompt.start."
+            )
     else:
         begin = content.find(part)
         if content.find(part, begin + 1) >= 0:

@@ -165,16 +165,24 @@ def test_the_last_users_turn_is_the_instruction(template: str) -> None:
 
 
 def test_an_instruction_inside_a_longer_message() -> None:
-    from subspace_probe.core.errors import DataError
+    from subspace_probe.core.errors import DataError, PositionError
     from subspace_probe.core.prompts import Prompt, asking
     from subspace_probe.core.tokens import T_INST, T_POST_INST
 
     asked = asking(Prompt("Tell me a story."), "{x} Is this harmful? Say yes or no.")
-    twice = Prompt("Why? Why? Because.", instruction="Why?")
-    batch = encoded("chatml", asked, twice)
+    twice = [Prompt("Why? Why? Because.", instruction="Why?", start=start) for start in (None, 0, 5, 6)]
+    batch = encoded("chatml", asked, twice[1], twice[2])
     assert until(batch, 0, T_INST).endswith("user\nTell me a story.")
-    assert until(batch, 1, T_INST).endswith("Why? Why?")  # of two, the last
-    assert [until(batch, row, T_POST_INST) for row in range(2)] == list(batch.texts)
+    assert until(batch, 1, T_INST).endswith("user\nWhy?")
+    assert until(batch, 2, T_INST).endswith("user\nWhy? Why?")
+    assert [until(batch, row, T_POST_INST) for row in range(3)] == list(batch.texts)
+    with pytest.raises(PositionError, match=r"occurs more than once .*Prompt\.start"):
+        encoded("chatml", twice[0])
+    with pytest.raises(PositionError, match=r"does not occur in .* at character 6 or after it"):
+        encoded("chatml", twice[3])
+    # a stripping template moves the characters that `start` counts
+    moved = encoded("llama3", Prompt("  Why? Why? Because.", instruction="Why?", start=7))
+    assert until(moved, 0, T_INST).endswith("\n\nWhy? Why?")
     with pytest.raises(DataError, match="not part of the last user message"):
         Prompt("Tell me a story.", instruction="a joke")
 
