@@ -219,7 +219,8 @@ def _finders(train: Contrast, config: Config) -> tuple[MeanDifference, MeanDiffe
     cells = [len(train.where(label=label, refused=refused)) for label in (0, 1) for refused in (0, 1)]
     full = min(cells) >= config.cell_least
     harm, refuse = ("refused", "label") if full else (None, None)
-    return MeanDifference(strata=harm, seed=config.seed), MeanDifference(strata=refuse, seed=config.seed)
+    first, second = (MeanDifference(strata=other, null_draws=49, seed=config.seed) for other in (harm, refuse))
+    return first, second
 
 
 def _fit(

@@ -39,3 +39,22 @@ def test_wrong_way_counts_prompts_not_means() -> None:
     finding = _trial(clean, edited, torch.zeros(100, 100)).wrong_way("x", "claim")
     assert finding.estimate == 0.3
     assert finding.verdict == "refuted"
+
+
+def test_a_behaviour_that_is_never_shown_cannot_be_shown_to_stay() -> None:
+    never = _trial(-torch.ones(128), -torch.ones(128), -torch.ones(100, 128))
+    assert never.rate("x", "still judged harmful", wanted="same", least=0.5).verdict == "not tested"
+    always = _trial(torch.ones(128), torch.ones(128), torch.ones(100, 128))
+    assert always.rate("x", "becomes harmful", most=0.5).verdict == "not tested"
+    assert always.rate("x", "still judged harmful", wanted="same", least=0.5).verdict == "supported"
+
+
+def test_directions_from_shuffled_labels_take_the_verdict_away_too() -> None:
+    from dataclasses import replace
+
+    n = 128
+    some = torch.where(torch.arange(n) < 40, 1.0, -1.0)
+    trial = _trial(-torch.ones(n), some, -torch.ones(100, n))
+    assert trial.rate("x", "claim").verdict == "supported"
+    shuffled = torch.where(torch.arange(n) < 60, 1.0, -1.0).expand(50, n)
+    assert replace(trial, permuted=shuffled).rate("x", "claim").verdict != "supported"

@@ -72,3 +72,28 @@ def test_says_how_many_prompts_are_needed() -> None:
 
     with pytest.raises(DataError, match="needs at least 8"):
         find(_many_sites(4.0, 0, n=8), MeanDifference())
+
+
+@pytest.mark.parametrize("n_groups", [16, 32])
+def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) -> None:
+    """Every group has its own random state and its own random label: nothing to find, however many rows a group has."""
+    from dataclasses import replace
+
+    from subspace_probe.core.sites import Site
+    from subspace_probe.finders.mean_difference import MeanDifference
+
+    found = naive = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        group = torch.arange(n_groups).repeat_interleave(10)
+        x = torch.randn(n_groups, 24, generator=generator)[group] + 0.1 * torch.randn(
+            len(group), 24, generator=generator
+        )
+        labels = torch.randperm(n_groups, generator=generator)[group] % 2
+        acts = activations(x, labels)
+        alone = replace(acts.contrast, pairs=tuple(range(len(x))), groups=tuple(range(len(x))))
+        naive += MeanDifference().fit(replace(acts, contrast=alone), Site(0)).found
+        grouped = replace(alone, groups=tuple(group.tolist()))
+        found += MeanDifference().fit(replace(acts, contrast=grouped), Site(0)).found
+    assert found <= 4
+    assert naive == 20  # control: rows counted as independent find it every time

@@ -65,3 +65,20 @@ def test_standing_interventions_are_under_every_condition(chat) -> None:
             stacked = condition_logits(model, prompts, [None, condition])
         assert torch.allclose(stacked[0], chat.logits(prompts, interventions=[standing]), atol=2e-5)
         assert torch.allclose(stacked[1], chat.logits(prompts, interventions=[standing, condition]), atol=2e-5)
+
+
+def test_a_standing_edit_of_the_same_tensor_under_its_other_name_keeps_its_place(chat) -> None:
+    """Steering resid_post[2] under a standing ablation that edits resid_pre[3]: first steered, then ablated."""
+    from subspace_probe.core.prompts import Prompt
+    from subspace_probe.core.tokens import LAST
+    from subspace_probe.interventions.ablate import Ablate
+    from subspace_probe.interventions.conditions import condition_logits
+    from subspace_probe.interventions.steer import Steer
+
+    prompts = [Prompt(text=text) for text in PROMPTS]
+    direction = _conditions()[1].subspace
+    steer = Steer(direction, where=LAST)
+    with chat.intervened(Ablate(direction)) as model:
+        stacked = condition_logits(model, prompts, [None, steer])
+        assert torch.allclose(stacked[1], model.logits(prompts, interventions=[steer]), atol=2e-5)
+        assert torch.allclose(stacked[1], stacked[0], atol=2e-5)  # what was added is taken out again
