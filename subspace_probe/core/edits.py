@@ -5,7 +5,7 @@ says itself which tokens it touches, so that several edits of one site, each wit
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -26,14 +26,12 @@ class EditContext:
         positions: absolute position of every token of this pass, shape [batch, pos]; a decoding step has one column.
         real: False at pads, shape [batch, pos].
         step: 0 for the prompt, i for the i-th decoding step.
-        reads: states of earlier sites of this pass that the edit declared in `needs`.
     """
 
     batch: TokenBatch
     positions: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     step: int = 0
-    reads: Mapping[Site, Tensor] = field(default_factory=dict[Site, Tensor])
 
     def select(self, where: Where) -> Bool[Tensor, "batch pos"]:
         """The real tokens of this pass that `where` means."""

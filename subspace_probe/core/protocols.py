@@ -203,18 +203,7 @@ class Metric(Protocol):
     def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]: ...
 
 
-@runtime_checkable
-class Check(Protocol):
-    """Is it real? One question, answered with findings."""
-
-    name: ClassVar[str]
-    question: ClassVar[str]
-
-    def applies(self, intervention: Intervention, spec: ModelSpec) -> bool: ...
-
-
 __all__ = [
-    "Check",
     "Contrast",
     "Finder",
     "Finding",
