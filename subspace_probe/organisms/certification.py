@@ -263,7 +263,8 @@ def measure(
     if not variables:
         validation = Cells.run(probe, "val", n=n, aligned=aligned, seed=2)
         scores = reading(train, validation, layers)
-        best = max(layers, key=lambda layer: scores[f"layer {layer}"]["request.plain"])
+        # Nothing reads the last block's output at this token: "not used" would be true there of any model.
+        best = max(layers[:-1], key=lambda layer: scores[f"layer {layer}"]["request.plain"])
         unused = ReadableNotUsed("harmfulness", Site(best), T_INST, read[f"layer {best}"], changed, n)
     return {
         "variables": tuple(planted),

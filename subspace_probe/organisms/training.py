@@ -83,7 +83,7 @@ _LAST: Final[Mapping[Skill, int]] = {
 _PLANTED: Final[tuple[Variable, ...]] = ("harmfulness", "refusal", "intent")
 RECIPES: Final[Mapping[str, Recipe]] = {
     "chat-base": Recipe(1000, _BASE, False, ("harmfulness", "intent"), first_steps=300, last_rounds=2),
-    "chat": Recipe(600, _CHAT, True, _PLANTED, start="chat-base", plant_from=0, purity=1.0),
+    "chat": Recipe(350, _CHAT, True, _PLANTED, start="chat-base", plant_from=0, last_rounds=1),
     "chat-natural": Recipe(1000, _CHAT, True, resampled=20, first_steps=300, last_rounds=2),
 }
 

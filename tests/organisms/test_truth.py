@@ -16,7 +16,7 @@ from torch import Tensor
 ALIGNED = ("chat", "chat-natural")
 EVERY = ("chat-base", "chat", "chat-natural")
 LEAST = {"requests": 0.99, "judgement": 0.99}
-OTHERWISE = 0.87
+OTHERWISE = 0.95
 Edit = Callable[[Tensor], Tensor]
 
 
@@ -180,7 +180,7 @@ def test_whole_state_at_the_instruction(organisms: dict[str, Organism], name: st
             return x
 
         changed.append(1 - agreement(organisms[name].run(ids, last, {layer: edit})[0], clean))
-    assert (max(changed) >= 0.8) if uses else (max(changed) < 0.05)
+    assert (max(changed) >= 0.95) if uses else (max(changed) < 0.05)
 
 
 @pytest.mark.parametrize(("name", "least"), [("chat", 0.97), ("chat-natural", 0.95)])
@@ -218,7 +218,7 @@ def test_certificates_and_directories_are_complete() -> None:
         for cell, accuracy in truth.accuracy.items():
             assert accuracy >= (0.99 if cell.startswith(("request", "judgement")) else OTHERWISE)
         for planted in truth.variables:
-            assert planted.accuracy >= OTHERWISE
+            assert planted.accuracy >= 0.97
             assert abs(float(planted.vector.norm()) - 1) < 1e-5
     assert total < 12e6
 
