@@ -29,7 +29,7 @@ def outcomes(
     conditions: Sequence[Condition],
     metrics: Sequence[Metric],
     *,
-    batch_tokens: int = 32768,
+    batch_tokens: int = 4096,
     progress: bool = False,
     name: str = "conditions",
 ) -> Float[Tensor, "metric condition n"]:
@@ -48,7 +48,7 @@ def outcomes(
 
 
 def condition_logits(
-    model: HookedModel, prompts: Sequence[Prompt], conditions: Sequence[Condition], *, batch_tokens: int = 32768
+    model: HookedModel, prompts: Sequence[Prompt], conditions: Sequence[Condition], *, batch_tokens: int = 4096
 ) -> Float[Tensor, "condition n d_vocab"]:
     """Last-token logits under every condition; for few conditions, since nothing is reduced."""
 
