@@ -16,6 +16,11 @@ from subspace_probe.interventions.conditions import Condition, condition_logits
 from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.metrics.behaviour import kl
 
+NEGLIGIBLE = 0.01
+"""Mean KL in nats below which a change is no change, whatever random directions do."""
+PUBLISHED_KL = 0.1
+"""Mean KL in nats above which a direction is refused whatever random directions do (Arditi et al. 2024)."""
+
 
 @final
 @dataclass(frozen=True)
@@ -52,10 +57,11 @@ class Specificity:
         estimate, interval = mean_of(moved[0], groups, seed=case.seed)
         null = range_of(moved[1:].mean(1), f"{self.draws} random directions")
         note = f"mean KL on other prompts {estimate:.3g} nats; random directions {null.low:.3g} to {null.high:.3g}"
-        claim = "other behaviour changes no more than under random directions"
-        verdict = (
-            "supported" if interval.high <= null.high else "refuted" if interval.low > null.high else "inconclusive"
-        )
+        claim = "other behaviour changes by less than a hundredth of a nat, or no more than under random directions"
+        small = interval.high <= NEGLIGIBLE
+        harmless = interval.high <= min(null.high, PUBLISHED_KL)
+        refuted = interval.low > max(null.high, NEGLIGIBLE)
+        verdict = "supported" if small or harmless else "refuted" if refuted else "inconclusive"
         found = [Finding("control.specificity.kl", claim, estimate, interval, null, len(prompts), verdict, note=note)]
         if all(prompt.answer for prompt in prompts):
             right = torch.stack([Accuracy(case.model)(row, prompts) for row in logits])
