@@ -35,7 +35,7 @@ def test_training_forward_equals_the_hugging_face_model() -> None:
     assert torch.allclose(at, outputs[-1][row, batch.t_post], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["chat-base", "chat", "chat-natural"])
+@pytest.mark.parametrize("name", ["chat", "chat-natural"])
 def test_a_seed_decides_every_weight(name: str) -> None:
     from subspace_probe.organisms.batches import Mixture
     from subspace_probe.organisms.training import RECIPES, fit
@@ -45,7 +45,7 @@ def test_a_seed_decides_every_weight(name: str) -> None:
 
     def trained(seed: int) -> torch.Tensor:
         model = fresh()
-        mixture = Mixture("train", recipe.counts, stock=200, aligned=recipe.aligned, seed=seed)
+        mixture = Mixture("train", recipe.counts, stock=100, aligned=recipe.aligned, seed=seed)
         fit(model, recipe, mixture, steps=2, seed=seed, progress=False)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
