@@ -45,7 +45,7 @@ def test_a_seed_decides_every_weight(name: str) -> None:
 
     def trained(seed: int) -> torch.Tensor:
         model = fresh()
-        mixture = Mixture("train", recipe.counts, stock=100, aligned=recipe.aligned, seed=seed)
+        mixture = Mixture("train", recipe.counts, stock=200, aligned=recipe.aligned, seed=seed)
         fit(model, recipe, mixture, steps=2, seed=seed, progress=False)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
