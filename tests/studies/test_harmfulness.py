@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
 
 
-def _run(name: str) -> "Report":
+def _run(name: str, **settings: int) -> "Report":
     import subspace_probe as sp
     from subspace_probe.studies import STUDIES
 
     study = STUDIES.load("harmfulness")
-    return study.run(sp.load_model(f"organism:{name}"), study.Config(**study.presets["tiny"]), progress=False)
+    return study.run(
+        sp.load_model(f"organism:{name}"), study.Config(**study.presets["tiny"], **settings), progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def chat_report() -> "Report":
 
 @pytest.fixture(scope="module")
 def natural_report() -> "Report":
-    return _run("chat-natural")
+    return _run("chat-natural", n_test=384, draws=40)  # a quarter of the work; its claims need no more
 
 
 ABOVE = {
