@@ -265,7 +265,8 @@ def summary(model: str, findings: Sequence[Finding]) -> list[str]:
         interval = f" [{finding.interval.low:.2f}, {finding.interval.high:.2f}]" if finding.interval else ""
         return f"{finding.estimate:.2f}{interval}"
 
-    reads = min((f.estimate for name, f in by_name.items() if name.startswith("guard_auroc.")), default=float("nan"))
+    guards = [f.interval.low for name, f in by_name.items() if name.startswith("guard_auroc.") and f.interval]
+    reads = min(guards, default=float("nan"))  # the lower ends: an estimate of 1 is no certainty
     uses = {
         "supported": "and uses it for its own judgement",
         "refuted": "but its judgement does not come from there",
