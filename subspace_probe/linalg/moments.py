@@ -1,7 +1,9 @@
 """Streaming mean and scatter that merge exactly: one pass over data of any size, split over any number of workers.
 
-Batches are centred in float64 before they are squared, and parts are joined by Chan's formula, so a large common mean
-(usual in residual streams) costs no digits. Not a fitter: nothing here knows labels beyond grouping by them.
+Chunks are centred on their own mean before they are squared, and joined by Chan's formula in float64, so neither a
+large common mean (usual in residual streams) nor one that drifts costs digits. Products of float32 and narrower rows
+are taken in float32, which is twice as fast and errs by a few 1e-7 of the coordinates' spread; float64 rows keep
+float64. Not a fitter: nothing here knows labels beyond grouping by them.
 Background: Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10483115.
 """
 
@@ -10,13 +12,16 @@ Background: Chan, Golub & LeVeque 1983, https://doi.org/10.1080/00031305.1983.10
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 CHUNK_ROWS = 4096
+# A chunk's sums of squares outside of this range are taken again in float64: float32 would overflow or lose digits.
+_SAFE_SQUARES = (1e-25, 1e37)
 
 
 @final
@@ -57,6 +62,8 @@ class Moments:
     def update(self, x: Float[Tensor, "rows d"]) -> "Moments":
         """These moments with the rows of `x` added; `x` may be of any floating dtype and on any device.
 
+        The new object costs a `d * d` matrix, so batches of thousands of rows go faster than many small ones.
+
         Raises:
             ValueError: If the width differs or a row holds nan or inf (the message names the rows).
         """
@@ -67,11 +74,9 @@ class Moments:
                 "Keep one Moments for each site."
             )
         _check_finite(x)
-        result = self
-        for chunk in x.detach().split(CHUNK_ROWS):
-            if len(chunk):
-                result = result.merge(_of(chunk, second=self.scatter is not None))
-        return result
+        running = _Running(self)
+        running.add(x)
+        return running.moments
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of rows together (Chan et al. 1983, eq. 2.1).
@@ -86,13 +91,7 @@ class Moments:
             )
         if self.n == 0 or other.n == 0:
             return other if self.n == 0 else self
-        n = self.n + other.n
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.n / n)
-        if self.scatter is None or other.scatter is None:
-            return Moments(n, mean, None)
-        between = torch.outer(delta, delta).mul_(self.n * other.n / n)
-        return Moments(n, mean, between.add_(self.scatter).add_(other.scatter))
+        return _joined(self, _Part(other.n, other.mean, other.scatter), in_place=False)
 
     def covariance(self, ddof: int = 1) -> Float64[Tensor, "d d"]:
         """Scatter over `n - ddof`: 1 for the unbiased estimate, 0 for the maximum-likelihood one.
@@ -137,7 +136,7 @@ def class_moments(
     Raises:
         ValueError: As `Moments.update`, or if a batch has another number of labels than rows.
     """
-    found: dict[int, Moments] = {}
+    found: dict[int, _Running] = {}
     for x, labels in batches:
         if len(x) != len(labels):
             raise ValueError(
@@ -146,28 +145,104 @@ def class_moments(
             )
         _check_finite(x)
         for label in sorted(set(labels.tolist())):
-            before = found.get(label) or Moments.empty(d, second=second)
-            found[label] = before.update(x[(labels == label).to(x.device)])
-    return dict(sorted(found.items()))
+            running = found.setdefault(label, _Running(Moments.empty(d, second=second)))
+            running.add(x[(labels == label).to(x.device)])
+    return {label: found[label].moments for label in sorted(found)}
 
 
-def _of(chunk: Tensor, *, second: bool) -> Moments:
-    """The moments of one chunk, in float64 (on its own device where that has float64)."""
-    rows = chunk.to("cpu" if chunk.device.type == "mps" else chunk.device).to(torch.float64)
-    mean = rows.mean(dim=0)
+class _Part(NamedTuple):
+    """What one chunk contributes: mean in float64, scatter in the dtype its products were taken in; both on the CPU."""
+
+    n: int
+    mean: Tensor
+    scatter: Tensor | None
+
+
+@final
+class _Running:
+    """Moments under way. The first chunk makes a new scatter, the ones after it are added to that in place."""
+
+    def __init__(self, start: Moments) -> None:
+        self.moments = start
+        self._owned = False
+
+    def add(self, x: Tensor) -> None:
+        """Add finite rows."""
+        for chunk in x.detach().split(CHUNK_ROWS):
+            if len(chunk):
+                part = _part(chunk, second=self.moments.scatter is not None)
+                self.moments = _joined(self.moments, part, in_place=self._owned)
+                self._owned = True
+
+
+def _joined(seen: Moments, part: _Part, *, in_place: bool) -> Moments:
+    """Chan et al. 1983, eq. 2.1; `in_place` writes the scatter over `seen`'s."""
+    if seen.n == 0:
+        return Moments(part.n, part.mean, None if part.scatter is None else part.scatter.double())
+    n = seen.n + part.n
+    delta = part.mean - seen.mean
+    mean = seen.mean + delta * (part.n / n)
+    if seen.scatter is None or part.scatter is None:
+        return Moments(n, mean, None)
+    join = torch.Tensor.addr_ if in_place else torch.addr
+    return Moments(n, mean, join(seen.scatter, delta, delta, alpha=seen.n * part.n / n).add_(part.scatter))
+
+
+def _part(chunk: Tensor, *, second: bool) -> _Part:
+    """The moments of one chunk, computed on its own device where that has float64."""
+    rows = chunk.cpu() if chunk.device.type == "mps" else chunk
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    # NumPy adds narrow rows into a wide sum without a wide copy of them, at 3 times torch's speed.
+    sums = torch.from_numpy(np.sum(rows.numpy(), 0, dtype=np.float64)) if _on_cpu(rows) else rows.double().sum(0)
+    mean = sums / len(rows)
     if not second:
-        return Moments(len(rows), mean.cpu(), None)
-    centred = rows - mean
-    if centred.device.type == "cpu":
-        block = centred.numpy()
+        return _Part(len(rows), mean.cpu(), None)
+    centre = mean if rows.dtype == torch.float64 else _short(mean, rows).to(rows.dtype)
+    scatter = _gram(rows - centre)
+    if scatter.dtype != torch.float64:
+        low, high = _SAFE_SQUARES
+        squares = scatter.diagonal()
+        if not bool(((squares > low) & (squares < high)).all()):
+            return _part(rows.double(), second=True)
+        rest = (mean - centre).to(scatter.dtype)  # the rows' mean about a centre that is not quite their mean
+        scatter.addr_(rest, rest, alpha=-len(rows))
+    return _Part(len(rows), mean.cpu(), scatter.cpu())
+
+
+def _short(mean: Tensor, rows: Tensor) -> Tensor:
+    """The mean in steps of about 1/16 of each coordinate's deviation; the usual value of one that hardly varies.
+
+    Where rows repeat a few values (bfloat16, zeros after a ReLU, counts), products about the full mean repeat too,
+    and so does the rounding of their sum, always the same way. About a mean of few bits such products are exact.
+    """
+    # A rough deviation will do. Steps of the golden ratio, since every 64th row may be the first token of a text.
+    index = (torch.arange(64, device=rows.device) * (0.618 * len(rows))).remainder(len(rows)).long()
+    sample = rows[index].double()
+    step = sample.std(0, correction=0).log2().floor().sub(4).exp2()
+    return torch.where(step > 0, (mean / step).round() * step, sample[0])
+
+
+def _gram(y: Tensor) -> Tensor:
+    """`y.T @ y`, float32 only where float32 products really are."""
+    if _on_cpu(y):
+        block = y.contiguous().numpy()
         # NumPy recognises X'X and calls SYRK: half the work of torch's GEMM.
-        scatter = torch.from_numpy(block.T @ block)
-    else:
-        scatter = (centred.T @ centred).cpu()
-    return Moments(len(rows), mean.cpu(), scatter)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at afterwards
+            return torch.from_numpy(block.T @ block)
+    with torch.autocast(y.device.type, enabled=False):
+        if torch.get_float32_matmul_precision() != "highest":
+            y = y.double()  # the user has allowed TF32 products, which keep 3 digits
+        return y.T @ y
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _check_finite(x: Tensor) -> None:
+    # Nothing finite can be added to nan or inf to make it finite again, and one sum is 20 times as fast as looking.
+    if bool(x.detach().sum(dtype=x.dtype if x.dtype == torch.float64 else torch.float32).isfinite()):
+        return
     finite = torch.isfinite(x).all(dim=1)
     if not bool(finite.all()):
         rows: list[int] = (~finite).nonzero().flatten().tolist()
