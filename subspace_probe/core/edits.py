@@ -37,6 +37,10 @@ class EditContext:
         """The real tokens of this pass that `where` means."""
         return self.batch.select(where, self.positions) & self.real
 
+    def to(self, device: torch.device) -> "EditContext":
+        """The same for activations on another device."""
+        return EditContext(self.batch.to(device), self.positions.to(device), self.real.to(device), self.step)
+
 
 @runtime_checkable
 class Edit(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, cast, final, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -50,7 +51,8 @@ class Run:
 
     Attributes:
         logits: shape [batch, kept, d_vocab]; None where the pass was stopped before.
-        reads: each site asked for, shape [batch, pos, width]; after its edit, if it was edited.
+        reads: each site asked for, after its edit, if it was edited; shape [batch, pos, width], or [n, width] where
+            only n tokens were asked for; a head's `z` [..., d_head]; patterns [batch, head, pos, pos].
     """
 
     logits: Float[Tensor, "batch kept d_vocab"] | None
@@ -89,7 +91,9 @@ class Prefix:
 def _stacked(value: Any, n: int, times: int, done: dict[int, Tensor]) -> Any:
     """Every tensor with n rows, in tuples and dictionaries too, repeated along axis 0; shared ones stay shared."""
     if isinstance(value, Tensor):
-        if not value.ndim or value.shape[0] != n:
+        # ALiBi biases are [n * heads, 1, pos]
+        biases = value.ndim == 3 and value.shape[1] == 1 and value.shape[0] % n == 0
+        if not value.ndim or (value.shape[0] != n and not biases):
             return value
         if id(value) not in done:
             done[id(value)] = value.repeat(times, *[1] * (value.ndim - 1))
@@ -149,6 +153,8 @@ class Model(Protocol):
         stop_after: Site | None = None,
         logits_to_keep: int = 0,
         prefix: Prefix | None = None,
+        where: Where | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Run: ...
 
     def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0, writes: EditMap = NO_EDITS) -> Prefix: ...

@@ -5,7 +5,8 @@ Streams are defined by identities, not by module names:
     resid_mid = resid_pre + attn_out      resid_post = resid_mid + mlp_out      resid_pre[l+1] = resid_post[l]
 
 so `attn_out` is *what is added to the stream*, after any norm that a family puts behind its attention. `z` is the input
-of the attention's output projection, `mlp_post` the input of the MLP's down projection.
+of the attention's output projection, `mlp_post` the input of the MLP's down projection,
+`pattern` the attention probabilities, which can be read and not edited.
 """
 
 import re
@@ -14,15 +15,27 @@ from typing import Literal, final, get_args
 
 from subspace_probe.core.errors import SiteError, unknown
 
-Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "mlp_post"]
+Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "z", "mlp_post", "pattern"]
 
-FORWARD_ORDER: tuple[Stream, ...] = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
+FORWARD_ORDER: tuple[Stream, ...] = (
+    "resid_pre",
+    "pattern",
+    "z",
+    "attn_out",
+    "resid_mid",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
 """The order in which one block computes its streams."""
+
+READ_ONLY: frozenset[Stream] = frozenset({"pattern"})
+"""Streams without a state for every token: attention patterns, [batch, head, pos, pos]."""
 
 RESIDUAL: tuple[Stream, ...] = ("resid_pre", "resid_mid", "resid_post")
 """The states of the residual stream, as opposed to what is added to it."""
 
-_TL = {"attn.hook_z": "z", "mlp.hook_post": "mlp_post"}
+_TL = {"attn.hook_z": "z", "mlp.hook_post": "mlp_post", "attn.hook_pattern": "pattern"}
 _TL_NAME = re.compile(r"blocks\.(?P<layer>-?\d+)\.(?P<rest>.+)")
 _SHORT_NAME = re.compile(r"L(?P<layer>-?\d+)\.(?P<stream>\w+?)(?:\.h(?P<head>\d+))?")
 
@@ -46,7 +59,7 @@ class Site:
     Args:
         layer: block index from 0; negative counts from the last block once `resolve` knows how many there are.
         stream: which tensor of the block.
-        head: one attention head of `z`; None for the whole stream.
+        head: one attention head of `z` or `pattern`; None for the whole stream.
 
     >>> str(Site(12)), Site.parse("L3.attn_out")
     ('blocks.12.hook_resid_post', Site(layer=3, stream='attn_out', head=None))
@@ -58,8 +71,10 @@ class Site:
 
     def __post_init__(self) -> None:
         stream(self.stream)
-        if self.head is not None and self.stream != "z":
-            raise SiteError(f"A head was asked for at {self.stream!r}, but only 'z' is split by head. Use stream='z'.")
+        if self.head is not None and self.stream not in ("z", "pattern"):
+            raise SiteError(
+                f"A head was asked for at {self.stream!r}, but only 'z' and 'pattern' have heads. Use stream='z'."
+            )
 
     @classmethod
     def parse(cls, name: str) -> "Site":

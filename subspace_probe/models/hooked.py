@@ -20,8 +20,8 @@ from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
+from subspace_probe.models.backend import Backend
 from subspace_probe.models.chat import encode, has_template
-from subspace_probe.models.native import NativeModel
 
 PromptsLike = str | Prompt | Contrast | Sequence[str] | Sequence[Prompt]
 
@@ -48,7 +48,7 @@ class HookedModel:
 
     def __init__(
         self,
-        backend: NativeModel,
+        backend: Backend,
         tokenizer: Any,
         *,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -76,7 +76,7 @@ class HookedModel:
     def fingerprint(self) -> str:
         """Hash of all weights, the vocabulary and the chat template; computed once, on use."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.backend.hf.state_dict().items()):
+        for name, value in sorted(self.backend.weights().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
@@ -106,7 +106,7 @@ class HookedModel:
         logits_to_keep: int = 0,
         prefix: Prefix | None = None,
     ) -> Run:
-        """One forward pass, some sites read, some edited: the primitive under everything. See `NativeModel.run`."""
+        """One forward pass, some sites read, some edited: the primitive under everything. See `Backend.run`."""
         lowest = prefix.layer if prefix else 0  # standing edits below a prefix are already in it
         standing = {site: edit for site, edit in self._standing.items() if site.layer >= lowest}
         return self.backend.run(
@@ -120,7 +120,7 @@ class HookedModel:
         )
 
     def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0) -> Prefix:
-        """The state in front of a block, and from a token on, to continue passes from. See `NativeModel.prefix`."""
+        """The state in front of a block, and from a token on, to continue passes from. See `Backend.prefix`."""
         below = {site: edit for site, edit in self._standing.items() if site.layer < layer}
         if len(below) < len(self._standing):
             column = 0  # standing edits above may touch any token
@@ -266,7 +266,7 @@ class HookedModel:
             )
         return self.token_ids(self.words[behaviour])
 
-    def _copy(self, backend: NativeModel, standing: EditMap) -> "HookedModel":
+    def _copy(self, backend: Backend, standing: EditMap) -> "HookedModel":
         model = HookedModel(
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from subspace_probe.core.edits import EditContext, EditMap
-from subspace_probe.core.errors import ShapeError
+from subspace_probe.core.errors import ShapeError, UnsupportedSite
 from subspace_probe.core.sites import Site, Stream
+from subspace_probe.core.tokens import Where
 from subspace_probe.models.layouts import Layout
 
 _REGISTERING = threading.Lock()
+
+NO_PATTERN = (
+    "The attention pattern of layer {layer} was asked for, but this attention implementation never forms it. "
+    "Load with attn_implementation='eager'."
+)
 
 
 class Stop(Exception):
@@ -51,15 +57,30 @@ class Pass:
     n_heads: int
     stop_after: Site | None
     grad: bool
+    dtype: torch.dtype | None = None
     thread: int = field(default_factory=threading.get_ident)
-    ctx: EditContext | None = None
     pre: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     captured: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
     fired: set[Site] = field(default_factory=set[Site])
+    _where: Where | None = None
+    _contexts: dict[torch.device, EditContext] = field(default_factory=dict[torch.device, EditContext])
+    _kept: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict[torch.device, Any])
 
     @property
     def mine(self) -> bool:
         return threading.get_ident() == self.thread
+
+    @property
+    def sites(self) -> set[Site]:
+        """Every site the pass has to see."""
+        return {*self.reads, *self.writes} | ({self.stop_after} if self.stop_after else set())
+
+    def enter(self, ctx: EditContext, where: Where | None = None) -> None:
+        """Begin a forward pass over these tokens; of reads, keep those at `where`."""
+        device = ctx.positions.device
+        self._where, self._contexts, self._kept = where, {device: ctx}, {}
+        if where is not None:
+            self._kept[device] = tuple(ctx.select(where).nonzero(as_tuple=True))  # pyright: ignore[reportArgumentType]
 
     def visit(self, layer: int, stream: Stream, x: Tensor) -> Tensor:
         """Edit, then read, every site of one stream of one block."""
@@ -69,20 +90,34 @@ class Pass:
             self.fired.add(site)
         for site in self.reads:
             if site.layer == layer and site.stream == stream:
-                value = x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
-                self.captured[site] = value if self.grad else value.detach()
+                self.captured[site] = self._read(site, x)
                 self.fired.add(site)
         if self.stop_after is not None and (layer, stream) == (self.stop_after.layer, self.stop_after.stream):
             self.fired.add(self.stop_after)
             raise Stop
         return x
 
+    def _read(self, site: Site, x: Tensor) -> Tensor:
+        if site.stream == "pattern":
+            value = x if site.head is None else x[:, site.head]
+        else:
+            value = x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
+        if self._where is not None:
+            if x.device not in self._kept:  # layers may be spread over devices
+                rows, columns = next(iter(self._kept.values()))
+                self._kept[x.device] = rows.to(x.device), columns.to(x.device)
+            value = value[self._kept[x.device]]
+        value = value if self.grad else value.detach()
+        return value if self.dtype is None else value.to(self.dtype)
+
     def _edited(self, site: Site, x: Tensor) -> Tensor:
-        assert self.ctx is not None  # noqa: S101  (set before every forward pass)
+        if x.device not in self._contexts:
+            self._contexts[x.device] = next(iter(self._contexts.values())).to(x.device)
+        edit, ctx = self.writes[site], self._contexts[x.device]
         if site.head is None:
-            return self._checked(site, x, self.writes[site](x, self.ctx))
+            return self._checked(site, x, edit(x, ctx))
         heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))
-        heads[site.head] = self._checked(site, heads[site.head], self.writes[site](heads[site.head], self.ctx))
+        heads[site.head] = self._checked(site, heads[site.head], edit(heads[site.head], ctx))
         return torch.stack(heads, dim=-2).flatten(-2)
 
     def _checked(self, site: Site, x: Tensor, edited: Tensor) -> Tensor:
@@ -129,6 +164,7 @@ class _Leaving:
     layer: int
     streams: tuple[Stream, ...]
     through_attn: bool = False
+    changed_later: bool = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not self.state.mine:
@@ -141,7 +177,24 @@ class _Leaving:
                 x = x + (self.state.visit(self.layer, "resid_mid", mid) - mid)
             else:
                 x = self.state.visit(self.layer, stream, x)
+        if self.changed_later:
+            x = x.clone()  # the block adds to this tensor in place, and what was read must stay as it was
         return (x, *output[1:]) if isinstance(output, tuple) else x
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Patterns:
+    """Reads attention patterns, which attention returns beside its output."""
+
+    state: Pass
+    layer: int
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.state.mine:
+            if not isinstance(output, tuple) or output[1] is None:
+                raise UnsupportedSite(NO_PATTERN.format(layer=self.layer))
+            self.state.visit(self.layer, "pattern", output[1])
 
 
 @final
@@ -166,29 +219,45 @@ class Recorder:
 
 
 def hook_block(block: nn.Module, layout: Layout, layer: int, streams: Collection[Stream], state: Pass) -> list[Hook]:
-    """The hooks that one block needs for the given streams."""
+    """The hooks that one block needs for the given streams, in the order in which they fire."""
     through_attn = "resid_mid" in streams and not layout.post_norm
-    hooks = list[Hook]()
-    if "resid_pre" in streams or through_attn:
-        hooks.append(Hook(block, _Entering(state, layer, "resid_pre", keep=through_attn), entry=True))
-    if "z" in streams:
-        hooks.append(Hook(block.get_submodule(layout.z), _Entering(state, layer, "z"), entry=True))
-    if "mlp_post" in streams:
-        hooks.append(Hook(block.get_submodule(layout.mlp_post), _Entering(state, layer, "mlp_post"), entry=True))
     # one hook a module: attn_out and a resid_mid written through it are visited by the same one
     attn: list[Stream] = ["attn_out"] if "attn_out" in streams else []
     if through_attn:
         attn.append("resid_mid")
-    outputs: list[tuple[str, list[Stream]]] = [
-        (layout.attn, attn),
-        (layout.resid_mid, ["resid_mid"] if "resid_mid" in streams and not through_attn else []),
-        (layout.mlp, ["mlp_out"] if "mlp_out" in streams else []),
-        ("", ["resid_post"] if "resid_post" in streams else []),
+
+    def entering(path: str, stream: Stream, *, keep: bool = False) -> list[Hook]:
+        call = _Entering(state, layer, stream, keep)
+        return [Hook(block.get_submodule(path), call, entry=True)] if stream in streams or keep else []
+
+    def leaving(path: str, names: Sequence[Stream]) -> list[Hook]:
+        call = _Leaving(state, layer, tuple(names), through_attn, layout.in_place and "mlp_out" in names)
+        return [Hook(block.get_submodule(path), call, entry=False)] if names else []
+
+    def only(*names: Stream) -> list[Stream]:
+        return [name for name in names if name in streams]
+
+    pattern = [Hook(block.get_submodule(layout.attention), _Patterns(state, layer), entry=False)] * len(only("pattern"))
+    return [
+        *entering("", "resid_pre", keep=through_attn),
+        *(pattern if not layout.projects_inside else []),
+        *entering(layout.z, "z"),
+        *(leaving(layout.attn, attn) if layout.adds_inside else []),
+        *(pattern if layout.projects_inside else []),
+        *(leaving(layout.attn, attn) if not layout.adds_inside else []),
+        *leaving(layout.resid_mid, [] if through_attn else only("resid_mid")),
+        *entering(layout.mlp_post, "mlp_post"),
+        *leaving(layout.mlp, only("mlp_out")),
+        *leaving("", only("resid_post")),
     ]
-    for path, names in outputs:
-        if names:
-            call = _Leaving(state, layer, tuple(names), through_attn)
-            hooks.append(Hook(block.get_submodule(path) if path else block, call, entry=False))
+
+
+def hook_blocks(blocks: Sequence[nn.Module], layout: Layout, state: Pass) -> list[Hook]:
+    """The hooks that a pass needs, in the order in which they fire."""
+    hooks: list[Hook] = []
+    for layer in sorted({site.layer for site in state.sites}):
+        streams: set[Stream] = {site.stream for site in state.sites if site.layer == layer}
+        hooks += hook_block(blocks[layer], layout, layer, streams, state)
     return hooks
 
 

@@ -4,6 +4,7 @@ Paths are relative to a block; `blocks` and `norm` are relative to the model's `
 module whose *output is added to the residual stream*: in families with a norm behind attention, that norm.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,7 +14,7 @@ from subspace_probe.core.sites import Stream
 _PARALLEL = (
     "this model adds attention and MLP in parallel, so there is no state between them. Use attn_out or resid_post."
 )
-_FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
+FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
 
 
 @final
@@ -30,7 +31,9 @@ class Layout:
         mlp_post: the MLP's down projection, whose input is `mlp_post`; empty where experts are fused.
         resid_mid: module whose output is `resid_mid` itself, in post-norm families; empty where `resid_mid` is
             `resid_pre + attn_out` and is written through `attn_out`.
-        parallel: config attribute that says whether attention and MLP run in parallel.
+        attention: the attention module itself, which returns patterns beside its output.
+        parallel: whether attention and MLP run in parallel, from the config.
+        in_place: whether the block adds to the MLP's output in place.
         learned_positions: whether positions are added to the embeddings, so that one token's layer-0 state differs by
             place.
     """
@@ -42,7 +45,9 @@ class Layout:
     z: str = "self_attn.o_proj"
     mlp_post: str = "mlp.down_proj"
     resid_mid: str = ""
-    parallel: str = ""
+    attention: str = "self_attn"
+    parallel: Callable[[Any], bool] = lambda config: False
+    in_place: bool = False
     learned_positions: bool = False
 
     @property
@@ -50,13 +55,23 @@ class Layout:
         """Whether residual states are normed after each addition (encoders)."""
         return bool(self.resid_mid)
 
+    @property
+    def projects_inside(self) -> bool:
+        """Whether the output projection is part of the attention module."""
+        return self.z.startswith(f"{self.attention}.")
+
+    @property
+    def adds_inside(self) -> bool:
+        """Whether `attn_out` is the output of a part of the attention module."""
+        return self.attn.startswith(f"{self.attention}.")
+
     def unsupported(self, config: Any) -> dict[Stream, str]:
         """Streams this model lacks, with the reason. Parallel blocks are the config's word, not the family's."""
         reasons: dict[Stream, str] = {}
-        if self.parallel and getattr(config, self.parallel):
+        if self.parallel(config):
             reasons["resid_mid"] = _PARALLEL
         if not self.mlp_post:
-            reasons["mlp_post"] = _FUSED
+            reasons["mlp_post"] = FUSED
         return reasons
 
 
@@ -65,7 +80,13 @@ _NORMED = Layout(attn="post_attention_layernorm", mlp="post_feedforward_layernor
 
 LAYOUTS: dict[str, Layout] = {
     "gpt2": Layout(
-        blocks="h", norm="ln_f", attn="attn", z="attn.c_proj", mlp_post="mlp.c_proj", learned_positions=True
+        blocks="h",
+        norm="ln_f",
+        attn="attn",
+        z="attn.c_proj",
+        mlp_post="mlp.c_proj",
+        attention="attn",
+        learned_positions=True,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -82,9 +103,39 @@ LAYOUTS: dict[str, Layout] = {
         attn="attention",
         z="attention.dense",
         mlp_post="mlp.dense_4h_to_h",
-        parallel="use_parallel_residual",
+        attention="attention",
+        parallel=lambda config: config.use_parallel_residual,
+    ),
+    "gptj": Layout(
+        blocks="h",
+        norm="ln_f",
+        attn="attn",
+        z="attn.out_proj",
+        mlp_post="mlp.fc_out",
+        attention="attn",
+        parallel=lambda config: True,
     ),
     "olmo2": _NORMED,
+    # bloom's attention and MLP modules add the stream themselves; what they add to it leaves their last matrices
+    "bloom": Layout(
+        blocks="h",
+        norm="ln_f",
+        attn="self_attention.dense",
+        mlp="mlp.dense_4h_to_h",
+        z="self_attention.dense",
+        mlp_post="mlp.dense_4h_to_h",
+        attention="self_attention",
+    ),
+    "falcon": Layout(
+        blocks="h",
+        norm="ln_f",
+        attn="self_attention",
+        z="self_attention.dense",
+        mlp_post="mlp.dense_4h_to_h",
+        attention="self_attention",
+        parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
+        in_place=True,
+    ),
     "bert": Layout(
         blocks="encoder.layer",
         norm="",
@@ -93,6 +144,7 @@ LAYOUTS: dict[str, Layout] = {
         z="attention.output.dense",
         mlp_post="output.dense",
         resid_mid="attention.output",
+        attention="attention.self",
         learned_positions=True,
     ),
 }

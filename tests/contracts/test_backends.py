@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from subspace_probe.models.native import NativeModel
 
 ENCODERS = {"bert"}
-PARALLEL = {"gpt_neox"}
+PARALLEL = {"gpt_neox", "gptj", "falcon", "falcon_new"}
 FUSED = {"mixtral", "qwen3_moe"}
 # where each family keeps its output and down projections, written down here a second time and not read from the layouts
 PROJECTIONS = {
     "gpt2": ("transformer.h.{}.attn.c_proj", "transformer.h.{}.mlp.c_proj"),
     "gpt_neox": ("gpt_neox.layers.{}.attention.dense", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
+    "gptj": ("transformer.h.{}.attn.out_proj", "transformer.h.{}.mlp.fc_out"),
+    "bloom": ("transformer.h.{}.self_attention.dense", "transformer.h.{}.mlp.dense_4h_to_h"),
+    "falcon": ("transformer.h.{}.self_attention.dense", "transformer.h.{}.mlp.dense_4h_to_h"),
     "bert": ("encoder.layer.{}.attention.output.dense", "encoder.layer.{}.output.dense"),
 }
 LLAMA_LIKE = ("model.layers.{}.self_attn.o_proj", "model.layers.{}.mlp.down_proj")
@@ -49,9 +52,9 @@ class Case:
 
     @property
     def streams(self) -> "tuple[Stream, ...]":
-        from subspace_probe.core.sites import FORWARD_ORDER
+        from subspace_probe.core.sites import FORWARD_ORDER, READ_ONLY
 
-        return tuple(name for name in FORWARD_ORDER if name not in self.model.spec.unsupported)
+        return tuple(name for name in FORWARD_ORDER if name not in READ_ONLY | {*self.model.spec.unsupported})
 
     @property
     def sites(self) -> "list[Site]":
@@ -620,6 +623,8 @@ def test_the_unembedding_reads_the_final_state(decoder: Case) -> None:
     run = decoder.model.run(shown, reads=[last])
     norm = decoder.hf.base_model.get_submodule(decoder.model.layout.norm)
     logits = norm(run.reads[last]) @ decoder.model.unembedding().T
+    if (bias := getattr(decoder.hf.get_output_embeddings(), "bias", None)) is not None:
+        logits = logits + bias
     cap = getattr(decoder.hf.config, "final_logit_softcapping", None)
     assert distance(torch.tanh(logits / cap) * cap if cap else logits, run.logits) < CLOSE
 

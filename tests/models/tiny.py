@@ -56,7 +56,20 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "phi3": ("phi3", "Phi3Config", _GROUPED),
     "gpt_neox": ("gpt_neox", "GPTNeoXConfig", {**_COMMON, "use_parallel_residual": True}),
     "gpt_neox_sequential": ("gpt_neox", "GPTNeoXConfig", {**_COMMON, "use_parallel_residual": False}),
+    "gptj": ("gptj", "GPTJConfig", {**_COMMON, "n_inner": 48, "rotary_dim": 4}),
     "olmo2": ("olmo2", "Olmo2Config", _GROUPED),
+    "bloom": ("bloom", "BloomConfig", {**_COMMON, "n_layer": LAYERS, "n_head": 4}),
+    "falcon": ("falcon", "FalconConfig", {**_COMMON, "ffn_hidden_size": 48}),
+    "falcon_new": (
+        "falcon",
+        "FalconConfig",
+        {**_COMMON, "ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon_sequential": (
+        "falcon",
+        "FalconConfig",
+        {**_COMMON, "ffn_hidden_size": 48, "parallel_attn": False, "multi_query": False, "alibi": True},
+    ),
     "bert": ("bert", "BertConfig", _COMMON),
 }
 
