@@ -90,6 +90,11 @@ class Backend(ABC):
         """Where token ids go."""
         return self.base.get_input_embeddings().weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.hf.dtype
+
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its Hugging Face name."""
         return self.hf.state_dict()

@@ -1,7 +1,7 @@
 """The model that users call: prompts in, activations, logits and texts out."""
 
 import hashlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,20 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from subspace_probe.core.activations import Activations, MemoryRows
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.captures import Memory, Plan, Sink
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.edits import NO_EDITS, EditMap, compose
-from subspace_probe.core.errors import ConfigError, PositionError
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
 from subspace_probe.models.backend import Backend
+from subspace_probe.models.capturing import Limits, Windows, batches, planned, record
 from subspace_probe.models.chat import encode, has_template
+
+IN_MEMORY = Memory()
 
 PromptsLike = str | Prompt | Contrast | Sequence[str] | Sequence[Prompt]
 
@@ -60,7 +64,8 @@ class HookedModel:
         self.template_kwargs = dict(template_kwargs or {})
         self.words: dict[str, tuple[str, ...]] = {key: tuple(value) for key, value in (words or {}).items()}
         self.directory = directory
-        self._standing: EditMap = NO_EDITS
+        self._standing: tuple[Intervention, ...] = ()
+        self._standing_edits: EditMap = NO_EDITS
 
     @property
     def spec(self) -> ModelSpec:
@@ -105,10 +110,12 @@ class HookedModel:
         stop_after: Site | None = None,
         logits_to_keep: int = 0,
         prefix: Prefix | None = None,
+        where: Where | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Run:
         """One forward pass, some sites read, some edited: the primitive under everything. See `Backend.run`."""
         lowest = prefix.layer if prefix else 0  # standing edits below a prefix are already in it
-        standing = {site: edit for site, edit in self._standing.items() if site.layer >= lowest}
+        standing = {site: edit for site, edit in self._standing_edits.items() if site.layer >= lowest}
         return self.backend.run(
             batch,
             reads=reads,
@@ -117,12 +124,14 @@ class HookedModel:
             stop_after=stop_after,
             logits_to_keep=logits_to_keep,
             prefix=prefix,
+            where=where,
+            dtype=dtype,
         )
 
     def prefix(self, batch: TokenBatch, layer: int, *, column: int = 0) -> Prefix:
         """The state in front of a block, and from a token on, to continue passes from. See `Backend.prefix`."""
-        below = {site: edit for site, edit in self._standing.items() if site.layer < layer}
-        if len(below) < len(self._standing):
+        below = {site: edit for site, edit in self._standing_edits.items() if site.layer < layer}
+        if len(below) < len(self._standing_edits):
             column = 0  # standing edits above may touch any token
         return self.backend.prefix(batch, layer, column=column, writes=below)
 
@@ -133,7 +142,10 @@ class HookedModel:
         sites: SitesLike = "resid_post",
         where: Where | str = LAST,
         interventions: Sequence[Intervention] = (),
+        into: Sink = IN_MEMORY,
+        dtype: torch.dtype | None = None,
         batch_tokens: int = 8192,
+        batch_size: int | None = None,
         progress: bool = False,
     ) -> Activations:
         """Activations of the tokens asked for, in one visit to the model.
@@ -145,7 +157,11 @@ class HookedModel:
             sites: for instance `resid_post()` for every layer, `Site(3)`, or `"L3.attn_out"`.
             where: which tokens. One token a prompt gives one row a prompt; `ALL` gives one row a token.
             interventions: active while reading.
+            into: where the rows go: `Memory()`, `Memory("cuda")`, or `Folder("acts")`, which needs memory for one part
+                of the rows only and is not computed twice.
+            dtype: of the rows; the model's own by default.
             batch_tokens: how many tokens, pads included, a batch may have. Lower it when memory is short.
+            batch_size: at most so many prompts a batch.
 
         Returns:
             Activations; `acts.at(site)` has shape [n, width].
@@ -153,28 +169,41 @@ class HookedModel:
         Raises:
             SiteError, PositionError, DataError: what was asked for does not exist.
         """
-        asked = Where.parse(where) if isinstance(where, str) else where
-        chosen = resolve_sites(sites, self.spec.n_layers)
         shown = as_prompts(prompts)
         contrast = prompts if isinstance(prompts, Contrast) else Contrast("prompts", shown, (0,) * len(shown))
-        batch = self.tokens(shown)
-        edits = self._edits(interventions)
-        kept: list[tuple[Tensor, Tensor, dict[Site, Tensor]]] = []
-        for rows in _batches(batch, batch_tokens, progress, "capture"):
-            part = batch.rows(rows)
-            run = self.run(part, reads=chosen, writes=edits, stop_after=chosen[-1])
-            row, column = (part.select(asked, part.positions) & part.mask).nonzero(as_tuple=True)
-            positions = part.positions[row, column]
-            states = {site: run.reads[site][row, column].cpu() for site in chosen}
-            kept.append((torch.tensor(rows)[row], positions, states))
-        prompt = torch.cat([rows for rows, _, _ in kept])
-        if not prompt.numel():
-            raise PositionError(f"No token of these prompts is {str(asked)!r}, so there is nothing to capture.")
-        position = torch.cat([positions for _, positions, _ in kept])
-        order = torch.argsort(prompt * (self.spec.context + 1) + position)
-        tensors = {site: torch.cat([states[site] for _, _, states in kept])[order] for site in chosen}
+        windows, limits = Windows(self.tokens, shown), Limits(batch_tokens, batch_size)
+        chosen = resolve_sites(sites, self.spec.n_layers)
+        asked = Where.parse(where) if isinstance(where, str) else where
+        edits, kept = self._edits(interventions), dtype or self.backend.dtype
+        plan = self._plan(contrast, chosen, asked, kept, interventions, windows, limits)
+
+        def run(batch: TokenBatch) -> Run:
+            return self.run(batch, reads=chosen, writes=edits, stop_after=chosen[-1], where=asked, dtype=kept)
+
+        return record(plan, windows, run, into, limits, progress=progress)
+
+    def _plan(
+        self,
+        contrast: Contrast,
+        sites: tuple[Site, ...],
+        where: Where,
+        dtype: torch.dtype,
+        interventions: Sequence[Intervention],
+        windows: Windows,
+        limits: Limits,
+    ) -> Plan:
+        widths = {site: self.backend.width(site) for site in sites}
+        prompt, position, parts = planned(windows, where, sum(widths.values()) * dtype.itemsize, limits)
+        depends = {
+            "model": self.fingerprint,
+            "prompts": contrast.prompts,
+            "sites": ", ".join(site.short for site in sites),
+            "positions": str(where),
+            "dtype": str(dtype).removeprefix("torch."),
+            "interventions": (*self._standing, *interventions),
+        }
         notes = {"model": self.spec.name, "fingerprint": self.fingerprint, "data": contrast.name}
-        return Activations(MemoryRows(tensors), contrast, prompt[order], position[order], asked, notes)
+        return Plan(contrast, where, widths, dtype, prompt, position, parts, depends, notes)
 
     def logits(
         self,
@@ -193,7 +222,7 @@ class HookedModel:
             raise ConfigError(f"{self.spec.family} is an encoder and has no next-token logits. Use a decoder model.")
         batch, edits = self.tokens(prompts), self._edits(interventions)
         out = torch.empty(batch.size, self.spec.d_vocab, dtype=torch.float32)
-        for rows in _batches(batch, batch_tokens, progress, "logits"):
+        for rows in _shown(batch, batch_tokens, progress, "logits"):
             logits = self.run(batch.rows(rows), writes=edits, logits_to_keep=1).logits
             assert logits is not None  # noqa: S101  (nothing stopped the pass)
             out[rows] = logits[:, -1].float().cpu()
@@ -214,9 +243,9 @@ class HookedModel:
         Raises:
             ConfigError: an encoder, or prompt and answer longer than the context.
         """
-        batch, edits = self.tokens(prompts), compose(self._standing, self._edits(interventions))
+        batch, edits = self.tokens(prompts), compose(self._standing_edits, self._edits(interventions))
         texts = [""] * batch.size
-        for rows in _batches(batch, batch_tokens, progress, "generate"):
+        for rows in _shown(batch, batch_tokens, progress, "generate"):
             made = self.backend.generate(
                 batch.rows(rows), writes=edits, max_new_tokens=max_new_tokens, use_cache=use_cache
             )
@@ -231,7 +260,7 @@ class HookedModel:
     @contextmanager
     def intervened(self, *interventions: Intervention) -> Generator["HookedModel"]:
         """The same model with interventions standing: every call on it is edited. This one is left as it is."""
-        yield self._copy(self.backend, compose(self._standing, self._edits(interventions)))
+        yield self._copy(self.backend, (*self._standing, *interventions))
 
     def token_ids(self, words: Sequence[str]) -> list[int]:
         """The first token of each word as an answer would begin with it.
@@ -266,11 +295,11 @@ class HookedModel:
             )
         return self.token_ids(self.words[behaviour])
 
-    def _copy(self, backend: Backend, standing: EditMap) -> "HookedModel":
+    def _copy(self, backend: Backend, standing: tuple[Intervention, ...]) -> "HookedModel":
         model = HookedModel(
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )
-        model._standing = standing
+        model._standing, model._standing_edits = standing, self._edits(standing)
         if "fingerprint" in self.__dict__:  # the weights are shared, and hashing them takes a while
             model.__dict__["fingerprint"] = self.fingerprint
         return model
@@ -278,7 +307,7 @@ class HookedModel:
     @property
     def standing_sites(self) -> frozenset[Site]:
         """Sites that `intervened` edits in every pass of this model."""
-        return frozenset(self._standing)
+        return frozenset(self._standing_edits)
 
     def check(self, intervention: Intervention) -> None:
         """Check that an intervention's subspace fits its sites and was found in this very model.
@@ -310,16 +339,9 @@ def chat(*turns: str, system: str = "") -> Prompt:
     return Prompt(messages=tuple(messages))
 
 
-def _batches(batch: TokenBatch, budget: int, progress: bool, name: str) -> Iterator[list[int]]:
-    """Rows in batches of similar length, under a budget of tokens; the longest first, so memory peaks at once."""
-    lengths: list[int] = batch.lengths.tolist()
-    order = sorted(range(batch.size), key=lambda row: -lengths[row])
-    start = 0
-    bar: Callable[..., Any] = tqdm
-    with bar(total=batch.size, desc=name, unit="prompt", disable=not progress, leave=False) as shown:
-        while start < len(order):
-            size = max(1, budget // lengths[order[start]])
-            rows = order[start : start + size]
+def _shown(batch: TokenBatch, budget: int, progress: bool, name: str) -> Iterator[list[int]]:
+    """Batches under a budget of tokens, with a progress bar."""
+    with tqdm(total=batch.size, desc=name, unit="prompt", disable=not progress, leave=False) as bar:
+        for rows in batches(batch.lengths.tolist(), Limits(budget)):
             yield rows
-            shown.update(len(rows))
-            start += size
+            bar.update(len(rows))

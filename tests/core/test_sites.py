@@ -43,7 +43,7 @@ def test_bad_names_say_what_is_known() -> None:
     for name in ("layer 3", "3", "L3", "blocks.x.hook_resid_post", ""):
         with pytest.raises(SiteError, match=r"Cannot read the site .* Write 'L12.resid_post'"):
             Site.parse(name)
-    with pytest.raises(SiteError, match="only 'z' is split by head"):
+    with pytest.raises(SiteError, match="only 'z' and 'pattern' have heads"):
         Site(3, "resid_post", 1)
 
 

@@ -25,7 +25,7 @@ def chatting(template: str, family: str = "llama") -> "HookedModel":
 
 def edited(model: "HookedModel", site: "Site", change: Callable[[Tensor, Any], Tensor]) -> "HookedModel":
     other = model.named("edited")
-    other._standing = {site: change}
+    other._standing_edits = {site: change}
     return other
 
 
