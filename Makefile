@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | check | clean
+# make setup | demo | test | test-fast | bench | check | clean
 #
 # PYTHON picks the interpreter (3.11 or newer), ARGS is handed to pytest: make test ARGS="-k patch -x"
 
@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: setup demo test test-fast check clean
+.PHONY: setup demo test test-fast bench check clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -39,6 +39,19 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# Timings beside other libraries, which go into a folder of their own: they are no dependencies, and what they ask for
+# would replace ours. One thread unless OMP_NUM_THREADS says otherwise; ARGS is handed to each: make bench ARGS="--rounds 9"
+SIDE := .bench
+$(SIDE)/.installed: | $(STAMP)
+	@echo "installing what is compared with into $(SIDE)"
+	@mkdir -p $(SIDE) && echo '*' > $(SIDE)/.gitignore
+	@$(PIP) --no-deps --target $(SIDE) pyvene==0.1.8 steering-vectors==0.12.2 repeng==0.4.0 gguf \
+	    matplotlib seaborn contourpy cycler fonttools kiwisolver pyparsing pillow \
+	    && touch $@ || echo "some could not be installed; their rows will say so"
+
+bench: $(STAMP) $(SIDE)/.installed
+	@for name in capture generation covariance large; do $(BIN)/python -m tests.benchmarks.$$name $(ARGS) || exit 1; done
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -6,7 +6,6 @@ which the prompts were drawn; ours starts from texts, so its time includes token
 """
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -55,17 +54,28 @@ def hidden_states(hf: Any, batches: list[Padded]) -> Capture:
     return run
 
 
+def headless(hf: Any, batches: list[Padded]) -> Capture:
+    """The same without the unembedding, which nothing here needs."""
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        found = [
+            hf.base_model(**batch.named, use_cache=False, output_hidden_states=True).hidden_states for batch in batches
+        ]
+        return torch.stack([torch.cat([one[layer + 1][:, -1] for one in found]) for layer in range(LAYERS)])
+
+    return run
+
+
 def ours(hf: Any, prompts: list[list[int]], layers: range) -> Capture:
     """`model.capture`, from texts."""
     import subspace_probe as sp
 
     model = sp.load_model(hf, tokenizer=words())
     texts = [as_text(prompt) for prompt in prompts]
-    takes = inspect.signature(model.capture).parameters
-    sized = {"batch_size": BATCH} if "batch_size" in takes else {"batch_tokens": BATCH * max(map(len, prompts))}
 
     def run() -> Tensor:
-        acts = model.capture(texts, sites=sp.resid_post(*layers), where="last", **sized)
+        acts = model.capture(texts, sites=sp.resid_post(*layers), where="last", batch_size=BATCH)
         return torch.stack([acts.at(sp.Site(layer)) for layer in layers])
 
     return run
@@ -173,6 +183,12 @@ def main() -> None:
                 hidden_states(hf, batches),
                 differs=differs(expected, slice(-1)),
                 note="compared without its last entry, which has the final norm on it",
+            ),
+            Contestant(
+                "Hugging Face, no unembedding",
+                headless(hf, batches),
+                differs=differs(expected, slice(-1)),
+                note="likewise",
             ),
             contestant(
                 "TransformerLens, run_with_cache",
