@@ -31,6 +31,8 @@ _NAMES = {
     "Prompt": "core.prompts",
     "Contrast": "core.contrasts",
     "Activations": "core.activations",
+    "Memory": "core.captures",
+    "Folder": "store.folder",
     "Subspace": "core.subspaces",
     "Finding": "core.findings",
     "Report": "core.reports",

@@ -31,6 +31,8 @@ FENCES: dict[str, tuple[str, ...]] = {
     "tokenizers": ("F2+",),
     "huggingface_hub": ("F2+",),
     "accelerate": ("F2+",),
+    "filelock": ("store",),
+    "xxhash": ("store",),
     "transformer_lens": ("models.lens",),
     "nnsight": ("models.nns",),
     "sae_lens": ("dictionaries",),

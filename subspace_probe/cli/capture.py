@@ -38,11 +38,11 @@ def capture(
     template: Template = None,
     seed: Seed = 0,
 ) -> None:
-    """Read activations once and keep them on disk."""
+    """Read activations once and keep them on disk. Run again, it goes on where it was interrupted."""
     from subspace_probe.cli.outputs import writable_folder
     from subspace_probe.cli.terminal import grid, right, say, wrote
     from subspace_probe.core.tokens import Where
-    from subspace_probe.store import save_activations
+    from subspace_probe.store import Folder
 
     writable_folder(out)
     tokens = Where.parse(where)
@@ -50,8 +50,7 @@ def capture(
     progress = PROGRESS.get()
     loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     sites = sites_of(site, loaded.spec.n_layers)
-    acts = loaded.capture(prompts, sites=sites, where=tokens, progress=progress)
-    save_activations(acts, out)
+    acts = loaded.capture(prompts, sites=sites, where=tokens, into=Folder(out), progress=progress)
     say((f"{acts.rows.n} rows", "bold"), f" at {tokens} of {len(prompts)} prompts from {prompts.name}")
     rows: list[list[str]] = []
     for each in acts.sites:

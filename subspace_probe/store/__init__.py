@@ -3,22 +3,25 @@
 No code runs on load and rows are read as they are needed, so whatever takes `Activations` takes a folder larger than
 memory just as well:
 
-    acts = open_activations(save_activations(model.capture(contrast), "acts"))
+    acts = model.capture(contrast, into=Folder("acts"))
     direction = MeanDifference().fit(acts, Site(2))
-
-A first version: one shard, written at once.
 """
 
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.files import atomic_folder
+from subspace_probe.core.keys import content_key
+from subspace_probe.core.sites import Site
+from subspace_probe.store.folder import Folder
 from subspace_probe.store.manifest import MANIFEST, Manifest, Stored
 from subspace_probe.store.shards import DiskRows, Shard, shard_name, write_shard
 
-__all__ = ["DiskRows", "open_activations", "save_activations"]
+__all__ = ["DiskRows", "Folder", "open_activations", "save_activations"]
+
+SHARD_BYTES = 64 * 2**20
 
 
 def save_activations(acts: Activations, folder: str | Path) -> Path:
@@ -33,39 +36,39 @@ def save_activations(acts: Activations, folder: str | Path) -> Path:
         StoreError: the place cannot be written.
     """
     folder = Path(folder)
-    shard = Shard(shard_name(0), 0, acts.rows.n)
+    some = {site: acts.rows.read(site, 0, 1) for site in acts.sites}
+    row_bytes = sum(rows.shape[1] * rows.element_size() for rows in some.values())
+    step = max(1, SHARD_BYTES // max(1, row_bytes))
+    starts = range(0, max(1, acts.rows.n), step)
+    shards = tuple(Shard(shard_name(i), at, min(at + step, acts.rows.n)) for i, at in enumerate(starts))
+
+    def rows(shard: Shard) -> dict[Site, Tensor]:
+        return {site: acts.rows.read(site, shard.start, shard.stop) for site in acts.sites}
+
+    contents = [content_key(rows(shard)) for shard in shards]
+    key = content_key([acts.notes, acts.contrast, acts.where, acts.prompt, acts.position, contents])
     with atomic_folder(folder) as partial:
-        tensors = {site: acts.at(site) for site in acts.sites}
-        write_shard(partial / shard.file, tensors)
-        stored = tuple(Stored(site, x.shape[1], str(x.dtype).removeprefix("torch.")) for site, x in tensors.items())
-        manifest = Manifest(
-            sites=stored,
-            shards=(shard,),
+        for shard in shards:
+            write_shard(partial / shard.file, rows(shard), key=key, start=shard.start)
+        Manifest(
+            key=key,
+            sites=tuple(Stored(site, x.shape[1], str(x.dtype).removeprefix("torch.")) for site, x in some.items()),
+            shards=shards,
             where=acts.where,
             contrast=acts.contrast,
             prompt=tuple(acts.prompt.tolist()),
             position=tuple(acts.position.tolist()),
             notes=acts.notes,
-        )
-        manifest.save(partial / MANIFEST)
+        ).save(partial / MANIFEST)
     return folder
 
 
 def open_activations(folder: str | Path) -> Activations:
-    """Activations that `save_activations` wrote; rows stay on disk until they are asked for.
+    """Activations that a capture or `save_activations` wrote; rows stay on disk until they are asked for.
 
     Raises:
-        StoreError: no such folder, no manifest, another format, or shards that do not hold what the manifest says.
+        StoreError: no such folder, no manifest, another format, a capture that was interrupted, or shards that do not
+            hold what the manifest says.
     """
     folder = Path(folder)
-    manifest = Manifest.load(folder / MANIFEST)
-    rows = DiskRows(folder, {stored.site: stored.width for stored in manifest.sites}, manifest.shards)
-    rows.check()
-    return Activations(
-        rows=rows,
-        contrast=manifest.contrast,
-        prompt=torch.tensor(manifest.prompt, dtype=torch.long),
-        position=torch.tensor(manifest.position, dtype=torch.long),
-        where=manifest.where,
-        notes=dict(manifest.notes),
-    )
+    return Manifest.load(folder / MANIFEST).open(folder)

@@ -7,13 +7,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast, final
 
+import torch
+
+from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import StoreError, SubspaceProbeError
 from subspace_probe.core.files import atomic
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
-from subspace_probe.store.shards import Shard
+from subspace_probe.store.shards import DiskRows, Shard
 
 FORMAT = "subspace-probe/activations/1"
 MANIFEST = "manifest.json"
@@ -35,11 +38,14 @@ class Manifest:
     """What a folder holds; the fields of `Activations` in plain values.
 
     Args:
-        shards: the files in the order of their rows. Today one; the table is there for captures that resume.
+        key: of the capture; every shard carries it too.
+        shards: the files in the order of their rows. Those that are not there yet have not been captured yet.
         prompt: which prompt each row is from.
         position: absolute position of each row's token.
+        asked: what the rows depend on, by name; empty for rows that no capture wrote.
     """
 
+    key: str
     sites: tuple[Stored, ...]
     shards: tuple[Shard, ...]
     where: Where
@@ -47,6 +53,7 @@ class Manifest:
     prompt: tuple[int, ...]
     position: tuple[int, ...]
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    asked: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         bounds = [0, *(shard.stop for shard in self.shards)]
@@ -68,6 +75,8 @@ class Manifest:
         contrast = self.contrast
         body = {
             "format": FORMAT,
+            "key": self.key,
+            "asked": dict(self.asked),
             "n": len(self.prompt),
             "where": str(self.where),
             "sites": [{"site": s.site.short, "width": s.width, "dtype": s.dtype} for s in self.sites],
@@ -86,6 +95,34 @@ class Manifest:
         }
         with atomic(path) as partial:
             partial.write_text(json.dumps(body, allow_nan=False), encoding="utf-8")
+
+    def rows(self, folder: Path) -> DiskRows:
+        """The rows in a folder."""
+        return DiskRows(folder, {stored.site: stored.width for stored in self.sites}, self.shards, self.key)
+
+    def open(self, folder: Path) -> Activations:
+        """The activations in a folder; rows stay on disk until they are asked for.
+
+        Raises:
+            StoreError: shards that are not there, or do not hold what they should.
+        """
+        rows = self.rows(folder)
+        if missing := rows.missing():
+            raise StoreError(
+                f"{len(missing)} of the {len(self.shards)} shards in {str(folder)!r} are missing, the first "
+                f"{missing[0].file}: the capture was interrupted, or files were deleted. Run the same capture again; "
+                "only what is missing is computed."
+            )
+        for shard in self.shards:
+            rows.check(shard)
+        return Activations(
+            rows=rows,
+            contrast=self.contrast,
+            prompt=torch.tensor(self.prompt, dtype=torch.long),
+            position=torch.tensor(self.position, dtype=torch.long),
+            where=self.where,
+            notes=dict(self.notes),
+        )
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -114,6 +151,7 @@ class Manifest:
     def _of(cls, body: dict[str, Any]) -> "Manifest":
         source: dict[str, Any] = body["contrast"]
         return cls(
+            key=str(body["key"]),
             sites=tuple(Stored(Site.parse(s["site"]), int(s["width"]), str(s["dtype"])) for s in body["sites"]),
             shards=tuple(Shard(str(s["file"]), int(s["start"]), int(s["stop"])) for s in body["shards"]),
             where=Where.parse(body["where"]),
@@ -128,4 +166,5 @@ class Manifest:
             prompt=tuple(body["prompt"]),
             position=tuple(body["position"]),
             notes={str(name): str(value) for name, value in body["notes"].items()},
+            asked={str(name): str(value) for name, value in body["asked"].items()},
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from subspace_probe.core.activations import Activations
@@ -78,9 +79,10 @@ def test_many_shards_read_as_one(acts: "Activations", tmp_path: Path) -> None:
 
     folder = save_activations(acts, tmp_path / "acts")
     shards = [Shard(shard_name(i), start, stop) for i, (start, stop) in enumerate([(0, 11), (11, 11), (11, 40)])]
-    for shard in shards:
-        write_shard(folder / shard.file, {site: acts.at(site)[shard.start : shard.stop] for site in acts.sites})
     manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in shards:
+        part = {site: acts.at(site)[shard.start : shard.stop] for site in acts.sites}
+        write_shard(folder / shard.file, part, key=manifest["key"], start=shard.start)
     manifest["shards"] = [{"file": s.file, "start": s.start, "stop": s.stop} for s in shards]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     rows = open_activations(folder).rows
@@ -101,10 +103,14 @@ def test_many_shards_read_as_one(acts: "Activations", tmp_path: Path) -> None:
         ("fewer positions", "3 position entries"),
         ("unlisted prompt", "not among the 20 listed"),
         ("elsewhere", "a shard outside the folder"),
-        ("no shard", "No file .*shard-00000.safetensors"),
+        ("no shard", "1 of the 1 shards .* are missing, the first shard-00000.safetensors"),
         ("cut shard", "shard-00000.safetensors' is damaged"),
         ("other rows", "its manifest says"),
-        ("other sites", "damaged or not a shard of its manifest"),
+        ("other start", "from row 40 on"),
+        ("other capture", "shard-00000.safetensors' belongs to another capture"),
+        ("flipped bit", "are not those that were written"),
+        ("bare shard", "not a shard of its manifest"),
+        ("other sites", "cut short or not a shard of its manifest"),
     ],
 )
 @pytest.mark.parametrize("acts", ["float32"], indirect=True)
@@ -128,9 +134,19 @@ def test_what_cannot_be_read_is_named(acts: "Activations", tmp_path: Path, damag
         case "cut shard":
             shard.write_bytes(shard.read_bytes()[:-9])
         case "other rows":
-            write_shard(shard, {site: acts.at(site)[:9] for site in acts.sites})
+            write_shard(shard, {site: acts.at(site)[:9] for site in acts.sites}, key=body["key"], start=0)
         case "other sites":
-            write_shard(shard, {acts.sites[0]: acts.at(acts.sites[0])})
+            write_shard(shard, {acts.sites[0]: acts.at(acts.sites[0])}, key=body["key"], start=0)
+        case "other start":
+            write_shard(shard, {site: acts.at(site) for site in acts.sites}, key=body["key"], start=40)
+        case "other capture":
+            write_shard(shard, {site: acts.at(site) for site in acts.sites}, key="0" * 32, start=0)
+        case "flipped bit":
+            whole = bytearray(shard.read_bytes())
+            whole[-1] ^= 1
+            shard.write_bytes(whole)
+        case "bare shard":
+            save_file({site.short: acts.at(site) for site in acts.sites}, shard)
         case "no folder":
             pass
         case _:
@@ -143,7 +159,10 @@ def test_what_cannot_be_read_is_named(acts: "Activations", tmp_path: Path, damag
             }[damage]
             manifest.write_text(json.dumps(body | changed))
     with pytest.raises(errors.StoreError, match=message):
-        open_activations(folder)
+        acts = open_activations(folder)
+        assert damage == "flipped bit", "only rows that are read can be compared with their hash"
+        for site in acts.sites:
+            acts.rows.read(site, 0, 1)
 
 
 @pytest.mark.parametrize("acts", ["float32"], indirect=True)
