@@ -2,7 +2,8 @@
 
 A machine slows down and recovers while a benchmark runs. So every round times every contestant, in an order that
 rotates, and what counts is the median of the ratios to the baseline *of the same round*, with their quartiles. Each
-output is compared with the reference as well, since a wrong answer can be had quickly.
+output is compared with the reference as well, since a wrong answer can be had quickly. The ratio of processor times is
+given too: on a busy machine it varies less than the clock's, and with one thread nobody waits for anybody.
 """
 
 import argparse
@@ -27,6 +28,7 @@ class Timed:
     """What a contestant returns that keeps its own time, for instance in a process of its own."""
 
     seconds: float
+    processor: float
     output: Any
 
 
@@ -53,7 +55,9 @@ class Row:
     name: str
     note: str
     seconds: list[float] = field(default_factory=list[float])
+    processor: list[float] = field(default_factory=list[float])
     ratios: list[float] = field(default_factory=list[float])
+    processor_ratios: list[float] = field(default_factory=list[float])
     difference: float | None = None
 
     @property
@@ -81,18 +85,21 @@ def measure(contestants: Sequence[Contestant], *, rounds: int, warm_up: int = 1)
         for index in present[start:] + present[:start]:
             one, row = contestants[index], rows[index]
             assert one.run is not None
-            begin = time.perf_counter()
+            begin, used = time.perf_counter(), time.process_time()
             output = one.run()
-            seconds = time.perf_counter() - begin
+            seconds, processor = time.perf_counter() - begin, time.process_time() - used
             if isinstance(output, Timed):
-                seconds, output = output.seconds, output.output
+                seconds, processor, output = output.seconds, output.processor, output.output
             if one.differs is not None:
                 row.difference = max(one.differs(output), row.difference or 0.0)
             if turn >= 0:
                 row.seconds.append(seconds)
+                row.processor.append(processor)
         if turn >= 0:
-            for index in present:
-                rows[index].ratios.append(rows[index].seconds[-1] / rows[present[0]].seconds[-1])
+            first = rows[present[0]]
+            for row in (rows[index] for index in present):
+                row.ratios.append(row.seconds[-1] / first.seconds[-1])
+                row.processor_ratios.append(row.processor[-1] / first.processor[-1])
     return rows
 
 
@@ -104,18 +111,23 @@ def report(title: str, rows: Sequence[Row], *, compared: str, out: Path, name: s
         facts: whatever else belongs beside the numbers.
     """
     print(f"\n{title}\nratio: to the first row, median of paired rounds [quartiles]; difference: {compared}")
-    print(f"{'':34}{'median s':>10}{'ratio':>8}  {'[quartiles]':14}{'difference':>12}")
+    print(f"{'':34}{'median s':>10}{'ratio':>8}  {'[quartiles]':14}{'of cpu':>8}{'difference':>12}")
     for row in rows:
         if not row.seconds:
             print(f"{row.name:34}  {row.note}")
             continue
         low, middle, high = row.spread
         wrong = "-" if row.difference is None else f"{row.difference:.2g}"
-        print(f"{row.name:34}{median(row.seconds):10.3f}{middle:8.3f}  [{low:.3f} {high:.3f}] {wrong:>12}  {row.note}")
+        print(
+            f"{row.name:34}{median(row.seconds):10.3f}{middle:8.3f}  [{low:.3f} {high:.3f}] "
+            f"{median(row.processor_ratios):7.3f}{wrong:>12}  {row.note}"
+        )
     for key, value in facts.items():
         print(f"{key}: {value}")
     listed = [
-        asdict(row) | ({"median": median(row.seconds), "ratio": row.spread[1]} if row.seconds else {}) for row in rows
+        asdict(row)
+        | ({"median": median(row.seconds), "ratio": row.spread[1], "quartiles": row.spread[::2]} if row.seconds else {})
+        for row in rows
     ]
     body = {"title": title, "difference": compared, "rows": listed, "facts": facts, "machine": machine()}
     out.mkdir(parents=True, exist_ok=True)
