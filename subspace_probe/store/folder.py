@@ -1,7 +1,7 @@
 """A folder that a capture is recorded into, taken up again where it was interrupted, and never computed twice."""
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -41,7 +41,7 @@ class Folder:
             StaleStore: the folder holds another capture; says what differs.
             StoreError: the place cannot be written, another process records there, or a shard is damaged.
         """
-        folder = Path(self.path)
+        folder, wanted = Path(self.path), _manifest(plan)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / LOCK, timeout=0)
@@ -51,12 +51,14 @@ class Folder:
         except OSError as error:
             raise StoreError(f"Cannot write into {str(folder)!r}: {error.strerror}. Choose another folder.") from None
         try:
-            manifest, done = _taken_up(folder, _manifest(plan))
+            manifest, done = _taken_up(folder, wanted)
             # leftovers of a process that was killed while it wrote
             for partial in (*folder.glob(".shard-*.safetensors.*"), *folder.glob(f".{MANIFEST}.*")):
                 partial.unlink(missing_ok=True)
             yield _Recording(folder, manifest, len(plan.parts) if done == len(manifest.shards) else done)
         finally:
+            with suppress(OSError):  # some systems do not remove a file that is open
+                (folder / LOCK).unlink()
             lock.release()
 
 

@@ -158,11 +158,13 @@ def test_what_cannot_be_read_is_named(acts: "Activations", tmp_path: Path, damag
                 "elsewhere": {"shards": [{"file": "../shard.safetensors", "start": 0, "stop": 40}]},
             }[damage]
             manifest.write_text(json.dumps(body | changed))
+    if damage == "flipped bit":  # only rows that are read are compared with their hash
+        opened = open_activations(folder)
+        with pytest.raises(errors.StoreError, match=message):
+            [opened.rows.read(site, 0, 1) for site in acts.sites]
+        return
     with pytest.raises(errors.StoreError, match=message):
-        acts = open_activations(folder)
-        assert damage == "flipped bit", "only rows that are read can be compared with their hash"
-        for site in acts.sites:
-            acts.rows.read(site, 0, 1)
+        open_activations(folder)
 
 
 @pytest.mark.parametrize("acts", ["float32"], indirect=True)
