@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -132,6 +133,7 @@ def report(title: str, rows: Sequence[Row], *, compared: str, out: Path, name: s
     body = {"title": title, "difference": compared, "rows": listed, "facts": facts, "machine": machine()}
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.flush()  # a report of a long run is read while the next one is made
 
 
 def machine() -> dict[str, Any]:
