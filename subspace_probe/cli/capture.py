@@ -40,7 +40,7 @@ def capture(
 ) -> None:
     """Read activations once and keep them on disk. Run again, it goes on where it was interrupted."""
     from subspace_probe.cli.outputs import writable_folder
-    from subspace_probe.cli.terminal import grid, right, say, wrote
+    from subspace_probe.cli.terminal import complain, grid, right, say, wrote
     from subspace_probe.core.tokens import Where
     from subspace_probe.store import Folder
 
@@ -50,7 +50,11 @@ def capture(
     progress = PROGRESS.get()
     loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     sites = sites_of(site, loaded.spec.n_layers)
-    acts = loaded.capture(prompts, sites=sites, where=tokens, into=Folder(out), progress=progress)
+    try:
+        acts = loaded.capture(prompts, sites=sites, where=tokens, into=Folder(out), progress=progress)
+    except KeyboardInterrupt:
+        complain("interrupted; whole shards are kept. Run the same command again to go on.")
+        raise typer.Exit(130) from None
     say((f"{acts.rows.n} rows", "bold"), f" at {tokens} of {len(prompts)} prompts from {prompts.name}")
     rows: list[list[str]] = []
     for each in acts.sites:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from subspace_probe import __version__
-from subspace_probe.cli import capture, demo, find, organisms, report, steer, study
+from subspace_probe.cli import backends, capture, demo, find, organisms, report, steer, study
 from subspace_probe.cli.options import PROGRESS
 from subspace_probe.cli.terminal import complain
 from subspace_probe.core.errors import SubspaceProbeError
@@ -79,6 +79,7 @@ app.command("steer")(steer.steer)
 app.command("capture")(capture.capture)
 app.command("report")(report.report)
 app.add_typer(organisms.app, name="organisms")
+app.add_typer(backends.app, name="backends")
 
 
 def main() -> None:
