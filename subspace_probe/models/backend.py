@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap, Then, compose
 from subspace_probe.core.errors import BackendError, ConfigError, SiteError, UnsupportedSite
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
 from subspace_probe.core.sites import READ_ONLY, Site
 from subspace_probe.core.tokens import TokenBatch, Where
@@ -25,6 +26,7 @@ from subspace_probe.models.hooks import NO_PATTERN, Pass
 from subspace_probe.models.identities import check_identities, require_modules
 from subspace_probe.models.layouts import FUSED, Layout, layout_of
 from subspace_probe.models.specs import mlp_widths, spec_of
+from subspace_probe.models.weights import adapters, input_device, stored, version, weights_hash
 
 
 class Backend(ABC):
@@ -50,6 +52,7 @@ class Backend(ABC):
         require_modules(self.blocks[0], self.layout, type(self.hf).__name__)
         self._spec = spec_of(self.hf, self.layout, self.blocks, name)
         self._mlp_widths = mlp_widths(self.blocks, self.layout, self._spec.d_model)
+        self._hashed: tuple[tuple[int, ...], str] | None = None
         self._takes = frozenset(inspect.signature(self.hf.forward).parameters)
         self._prepare()
         check_identities(self, self.blocks, self.layout, self.device)
@@ -88,7 +91,7 @@ class Backend(ABC):
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.base.get_input_embeddings().weight.device
+        return input_device(self.base.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,6 +101,13 @@ class Backend(ABC):
     def weights(self) -> dict[str, Tensor]:
         """Every weight by its Hugging Face name."""
         return self.hf.state_dict()
+
+    def weights_key(self) -> str:
+        """Hash of all weights, and of the adapters that act on them; computed once for each state of the weights."""
+        weights = self.weights()
+        if self._hashed is None or self._hashed[0] != version(weights):
+            self._hashed = version(weights), weights_hash(self.hf, weights)
+        return content_key([self._hashed[1], adapters(self.hf)])
 
     def width(self, site: Site) -> int:
         """Width of a site's activations."""
@@ -119,7 +129,8 @@ class Backend(ABC):
         head = self.hf.get_output_embeddings()
         if head is None:
             raise ConfigError(f"{self._spec.family} has no unembedding. Load a model with a language-model head.")
-        return head.weight.detach()
+        name = next(name for name, module in self.hf.named_modules() if module is head)
+        return stored(self.hf, f"{name}.weight", head.weight).detach()
 
     def run(
         self,

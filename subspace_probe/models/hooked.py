@@ -1,6 +1,5 @@
 """The model that users call: prompts in, activations, logits and texts out."""
 
-import hashlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,6 +16,7 @@ from subspace_probe.core.captures import Memory, Plan, Sink
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.edits import NO_EDITS, EditMap, compose
 from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
@@ -77,18 +77,18 @@ class HookedModel:
         """Whether prompts go through a chat template, and so have T_INST and T_POST_INST."""
         return has_template(self.tokenizer) and not self.spec.encoder
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of all weights, the vocabulary and the chat template; computed once, on use."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.backend.weights().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        digest.update(
-            repr((getattr(self.tokenizer, "chat_template", None), sorted(self.template_kwargs.items()))).encode()
-        )
-        return digest.hexdigest()
+        """Hash of all weights, the adapters that act, the vocabulary and the chat template.
+
+        Weights are hashed on use and again once they have changed.
+        """
+        return content_key([self.backend.weights_key(), self._language])
+
+    @cached_property
+    def _language(self) -> str:
+        template = getattr(self.tokenizer, "chat_template", None)
+        return content_key([self.tokenizer.get_vocab(), repr(template), repr(sorted(self.template_kwargs.items()))])
 
     def tokens(self, prompts: PromptsLike) -> TokenBatch:
         """Tokenise, left-padded.
@@ -300,8 +300,6 @@ class HookedModel:
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )
         model._standing, model._standing_edits = standing, self._edits(standing)
-        if "fingerprint" in self.__dict__:  # the weights are shared, and hashing them takes a while
-            model.__dict__["fingerprint"] = self.fingerprint
         return model
 
     @property
