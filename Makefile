@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | bench | check | clean
+# make setup | demo | test | test-fast | test-tl4 | bench | check | clean
 #
 # PYTHON picks the interpreter (3.11 or newer), ARGS is handed to pytest: make test ARGS="-k patch -x"
 
@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: setup demo test test-fast bench check clean
+.PHONY: setup demo test test-fast test-tl4 bench check clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -39,6 +39,32 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# The transformer_lens backend once more, on TransformerLens 4. sae-lens needs 3, so that is an environment of its own.
+VENV4  := .venv-tl4
+STAMP4 := $(VENV4)/.installed
+PIP4   := $(VENV4)/bin/python -m pip install -qq --disable-pip-version-check -c $(VENV4)/constraints.txt
+define WITHOUT_TL3
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+tools = [need for need in project["optional-dependencies"]["dev"] if need.startswith(("pytest", "beartype", "hypothesis"))]
+print(*(need for need in project["dependencies"] + tools if not need.startswith(("transformer-lens", "sae-lens"))), sep="\n")
+endef
+export WITHOUT_TL3
+
+$(STAMP4): pyproject.toml constraints.txt
+	@test -x $(VENV4)/bin/python || { echo "[1/3] creating $(VENV4)"; $(PYTHON) -m venv $(VENV4); }
+	@grep -v -e '^transformer-lens==' -e '^sae-lens==' constraints.txt > $(VENV4)/constraints.txt
+	@$(VENV4)/bin/python -c "$$WITHOUT_TL3" > $(VENV4)/requirements.txt
+	@echo "[2/3] installing $(TORCH)"
+	@$(PIP4) $(TORCH)
+	@echo "[3/3] installing transformer-lens 4 and the other dependencies (a few minutes, once)"
+	@$(PIP4) -r $(VENV4)/requirements.txt "transformer-lens>=4,<5"
+	@$(PIP4) --no-deps -e .
+	@touch $@
+
+test-tl4: $(STAMP4)
+	@$(VENV4)/bin/python -m pytest -k "test_lens or transformer_lens" tests/models/test_lens.py tests/contracts/test_backends.py $(ARGS)
 
 # Timings beside other libraries, which go into a folder of their own: they are no dependencies, and what they ask for
 # would replace ours. One thread unless OMP_NUM_THREADS says otherwise; ARGS is handed to each: make bench ARGS="--rounds 9"
