@@ -9,6 +9,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # -qq hides chatter and warnings about package indexes; errors still show.
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Models here are tiny, so two processes of one thread each are twice as fast as one of two.
+WORKERS ?= 2
+TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .PHONY: setup demo test test-fast test-tl4 bench check clean
@@ -35,10 +38,10 @@ demo: $(STAMP)
 	@echo "report: $(CURDIR)/demo-report/report.html"
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(TEST) $(ARGS)
 
 test-fast: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(TEST) -m "not slow" $(ARGS)
 
 # The transformer_lens backend once more, on TransformerLens 4. sae-lens needs 3, so that is an environment of its own.
 VENV4  := .venv-tl4

@@ -25,6 +25,14 @@ STORIES = ROOT.parent / "shared" / "models" / "stories260k"
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker: those of one file, and of the contracts those of one model on one backend."""
+    for item in items:
+        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+        cell = params.get("case") or params.get("decoder")
+        item.add_marker(pytest.mark.xdist_group(str(cell) if isinstance(cell, tuple) else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def chat() -> "HookedModel":
     """The organism that ships with the package: refuses or complies, with known ground truth."""

@@ -15,6 +15,8 @@ BACKENDS = Registry(
     "backend",
     {
         "native": "subspace_probe.models.native:NativeModel",
+        "transformer_lens": "subspace_probe.models.lens:LensModel",
+        "nnsight": "subspace_probe.models.nns:NNsightModel",
     },
     group="subspace_probe.backends",
 )

@@ -26,7 +26,7 @@ from subspace_probe.models.hooks import NO_PATTERN, Pass
 from subspace_probe.models.identities import check_identities, require_modules
 from subspace_probe.models.layouts import FUSED, Layout, layout_of
 from subspace_probe.models.specs import mlp_widths, spec_of
-from subspace_probe.models.weights import adapters, input_device, stored, version, weights_hash
+from subspace_probe.models.weights import adapters, input_device, stored, version, weights_hash, weights_of
 
 
 class Backend(ABC):
@@ -98,13 +98,9 @@ class Backend(ABC):
         """What the model computes in."""
         return self.hf.dtype
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every weight by its Hugging Face name."""
-        return self.hf.state_dict()
-
     def weights_key(self) -> str:
         """Hash of all weights, and of the adapters that act on them; computed once for each state of the weights."""
-        weights = self.weights()
+        weights = weights_of(self.hf)
         if self._hashed is None or self._hashed[0] != version(weights):
             self._hashed = version(weights), weights_hash(self.hf, weights)
         return content_key([self._hashed[1], adapters(self.hf)])

@@ -10,6 +10,20 @@ from torch import Tensor
 from subspace_probe.core.errors import BackendError
 
 
+def weights_of(hf: Any) -> dict[str, Tensor]:
+    """Every weight and buffer by its Hugging Face name, with the scales that belong to quantised ones.
+
+    Not `state_dict()`: bitsandbytes repacks 4-bit weights on the CPU when it is called, after which the model computes
+    something else.
+    """
+    found = dict(hf.named_parameters()) | dict(hf.named_buffers())
+    for name, value in list(found.items()):
+        scales = getattr(getattr(value, "quant_state", None), "absmax", getattr(value, "SCB", None))
+        if isinstance(scales, Tensor):
+            found[f"{name}.scales"] = scales
+    return found
+
+
 def stored(hf: Any, name: str, value: Tensor) -> Tensor:
     """A weight's numbers; those of an offloaded one are where accelerate's hook fetches them from.
 
