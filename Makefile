@@ -67,7 +67,7 @@ $(STAMP4): pyproject.toml constraints.txt
 	@touch $@
 
 test-tl4: $(STAMP4)
-	@$(VENV4)/bin/python -m pytest -k "test_lens or transformer_lens" tests/models/test_lens.py tests/contracts/test_backends.py $(ARGS)
+	@$(VENV4)/bin/python -m pytest -k "test_lens or transformer_lens" tests/models/test_lens.py tests/contracts $(ARGS)
 
 # Timings beside other libraries, which go into a folder of their own: they are no dependencies, and what they ask for
 # would replace ours. One thread unless OMP_NUM_THREADS says otherwise; ARGS is handed to each: make bench ARGS="--rounds 9"

@@ -31,7 +31,7 @@ def named_call(block: nn.Module, call: Call) -> dict[str, Any]:
     from transformers import Cache
 
     args, kwargs = call
-    names = list(inspect.signature(block.forward).parameters)[1:]
+    names = list(inspect.signature(type(block).forward).parameters)[2:]
     named = {**dict(zip(names, args, strict=False)), **kwargs}
     return {name: _CACHE if isinstance(value, Cache) else value for name, value in named.items()}
 

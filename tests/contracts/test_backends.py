@@ -32,6 +32,7 @@ REFUSED = {
     ("transformer_lens", "falcon_new"): "cannot take this FalconForCausalLM",
     ("transformer_lens", "falcon_sequential"): "computes this FalconForCausalLM differently",
 }
+FAST = {"gpt2", "llama", "gemma2"}
 REFUSED_IN_HALF = {("transformer_lens", "olmo2")}
 # backends that run modules of their own on the user's weights: foreign hooks do not fire there, and sums are ordered
 # otherwise
@@ -94,7 +95,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if fixture in metafunc.fixturenames:
             pairs = [(backend, variant) for backend in BACKENDS for variant in variants]
             pairs = [pair for pair in pairs if pair not in REFUSED]
-            metafunc.parametrize(fixture, pairs, ids=["-".join(pair) for pair in pairs], indirect=True)
+            cells = [pytest.param(pair, id="-".join(pair), marks=_marks(*pair)) for pair in pairs]
+            metafunc.parametrize(fixture, cells, indirect=True)
+
+
+def _marks(backend: str, variant: str) -> tuple[pytest.MarkDecorator, ...]:
+    """The fast part of the suite takes every family on native hooks and a few on the other backends."""
+    return () if backend == "native" or variant in FAST else (pytest.mark.slow,)
 
 
 @pytest.fixture
@@ -724,7 +731,7 @@ def test_two_threads_at_once_get_their_own_answers(case: Case) -> None:
 
     def work(job: int) -> None:
         start.wait()
-        for _ in range(20):
+        for _ in range(8):
             try:
                 if not torch.equal(outcome(case.model, *jobs[job]), alone[job]):
                     wrong.append(job)

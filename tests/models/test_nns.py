@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.tiny import LAYERS, VARIANTS, batch, tiny
+from tests.models.tiny import LAYERS, batch, tiny
 
 if TYPE_CHECKING:
     from subspace_probe.core.sites import Site, Stream
@@ -45,8 +45,8 @@ def add(size: float) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------------------- parity
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_reads_and_writes_are_those_of_native_hooks(variant: str) -> None:
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "qwen3_moe", "gemma2", "bloom", "bert"])
+def test_reads_and_writes_are_exactly_those_of_native_hooks(variant: str) -> None:
     from subspace_probe.core.sites import FORWARD_ORDER, READ_ONLY
     from subspace_probe.models.native import NativeModel
 
