@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 # Before anything can import huggingface_hub, which reads these once: a test that needs a network is a broken test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked subprocesses otherwise print a warning about deadlocks
+os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: threads of two processes on two cores wait for each other
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from subspace_probe.cli.options import (
+    DTYPES,
     PROGRESS,
     Backend,
     ColumnNames,
@@ -20,6 +21,7 @@ from subspace_probe.cli.options import (
     open_model,
     sites_of,
 )
+from subspace_probe.core.errors import unknown
 
 
 def capture(
@@ -36,14 +38,25 @@ def capture(
     dtype: Dtype = "auto",
     backend: Backend = "native",
     template: Template = None,
+    keep_as: Annotated[
+        str, typer.Option("--keep-as", help=f"Dtype of the activations; one of {', '.join(DTYPES)}.")
+    ] = "auto",
+    batch_tokens: Annotated[
+        int, typer.Option(help="Tokens a batch may have, pads included. Lower it when memory is short.", min=1)
+    ] = 8192,
     seed: Seed = 0,
 ) -> None:
     """Read activations once and keep them on disk. Run again, it goes on where it was interrupted."""
+    import torch
+
     from subspace_probe.cli.outputs import writable_folder
     from subspace_probe.cli.terminal import complain, grid, right, say, wrote
     from subspace_probe.core.tokens import Where
     from subspace_probe.store import Folder
 
+    if keep_as not in DTYPES:
+        raise unknown("dtype", keep_as, DTYPES)
+    kept = None if keep_as == "auto" else getattr(torch, keep_as)
     writable_folder(out)
     tokens = Where.parse(where)
     prompts = open_contrast(contrast, columns=columns, split=split, seed=seed)
@@ -51,7 +64,15 @@ def capture(
     loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template)
     sites = sites_of(site, loaded.spec.n_layers)
     try:
-        acts = loaded.capture(prompts, sites=sites, where=tokens, into=Folder(out), progress=progress)
+        acts = loaded.capture(
+            prompts,
+            sites=sites,
+            where=tokens,
+            into=Folder(out),
+            dtype=kept,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
     except KeyboardInterrupt:
         complain("interrupted; whole shards are kept. Run the same command again to go on.")
         raise typer.Exit(130) from None
