@@ -11,7 +11,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Models here are tiny, so two processes of one thread each are twice as fast as one of two.
 WORKERS ?= 2
-TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .PHONY: setup demo test test-fast test-tl4 bench check clean

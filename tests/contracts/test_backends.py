@@ -271,6 +271,21 @@ def test_a_row_alone_gives_what_it_gives_in_a_padded_batch(case: Case) -> None:
             assert distance(together[site][row, shown.mask[row]], alone[0]) < CLOSE, site.short
 
 
+def test_padding_on_the_right_changes_nothing_at_real_tokens(case: Case) -> None:
+    from subspace_probe.core.sites import Site
+
+    left = batch(9, 6, 3)
+    width, lengths = left.ids.shape[1], left.lengths.tolist()
+    ids, mask = torch.zeros_like(left.ids), torch.zeros_like(left.mask)
+    for row, length in enumerate(lengths):
+        ids[row, :length], mask[row, :length] = left.ids[row, width - length :], True
+    right = replace(left, ids=ids, mask=mask)
+    everywhere = {Site(1): shift(direction())}
+    for writes in ({}, everywhere):
+        found, wanted = (case.model.run(b, reads=case.sites, writes=writes).reads for b in (right, left))
+        assert all(distance(found[site][right.mask], wanted[site][left.mask]) < CLOSE for site in case.sites)
+
+
 def test_padding_without_position_ids_would_be_wrong() -> None:
     """Control of the check above: what a bare forward does to a left-padded row where positions are learned."""
     shown, model = batch(11, 4), tiny("gpt2")
