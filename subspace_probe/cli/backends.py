@@ -59,6 +59,9 @@ def compare(
                 others[name] = BACKENDS.load(name)(loaded.backend.hf, name=model)
             except BackendError as error:
                 complain(f"{name} does not run this model: {error}")
+    if not others:
+        complain("nothing was compared: no other backend runs this model.")
+        raise typer.Exit(1)
     found = list(
         tqdm(
             run(loaded.backend, others, loaded.tokens(tuple(prompt or PROMPTS)), layers=layers),

@@ -79,8 +79,9 @@ def capture(
     say((f"{acts.rows.n} rows", "bold"), f" at {tokens} of {len(prompts)} prompts from {prompts.name}")
     rows: list[list[str]] = []
     for each in acts.sites:
-        states = acts.at(each)
-        norm = f"{states.float().norm(dim=1).mean():.3g}"
-        rows.append([each.short, f"{states.shape[0]} x {states.shape[1]}", str(states.dtype)[6:], norm])
+        total, dtype = 0.0, ""
+        for states, _ in acts.batches(each):  # there may be more than fits into memory
+            total, dtype = total + float(states.float().norm(dim=1).sum()), str(states.dtype)[6:]
+        rows.append([each.short, f"{acts.rows.n} x {acts.rows.width(each)}", dtype, f"{total / acts.rows.n:.3g}"])
     grid(["site", right("shape"), right("dtype"), right("mean norm")], rows)
     wrote(out)

@@ -162,5 +162,4 @@ def sites_of(text: str, n_layers: int) -> "list[Site]":
     """
     from subspace_probe.core.sites import resolve_sites
 
-    found = {site for part in text.split(",") for site in resolve_sites(part.strip(), n_layers)}
-    return sorted(found, key=lambda site: site.order)
+    return list(resolve_sites([part.strip() for part in text.split(",")], n_layers))

@@ -150,8 +150,11 @@ class Activations:
 
     def where_prompts(self, keep: Contrast) -> "Activations":
         """The rows whose prompts are in `keep`, a selection of this one's prompts."""
-        wanted = {id(prompt) for prompt in keep.prompts}
-        rows = [i for i, p in enumerate(map(int, self.prompt)) if id(self.contrast.prompts[p]) in wanted]
+        known, wanted = {id(prompt) for prompt in self.contrast.prompts}, {id(prompt) for prompt in keep.prompts}
+        if wanted <= known:  # equal prompts may stand in a contrast more than once
+            rows = [i for i, p in enumerate(map(int, self.prompt)) if id(self.contrast.prompts[p]) in wanted]
+        else:  # rows that were read from disk
+            rows = [i for i, p in enumerate(map(int, self.prompt)) if self.contrast.prompts[p] in keep.prompts]
         return self.take(torch.tensor(rows, dtype=torch.long))
 
     def select(self, label: int | None = None, **factors: int) -> "Activations":

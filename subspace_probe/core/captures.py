@@ -16,6 +16,7 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations, MemoryRows
 from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
@@ -45,6 +46,7 @@ class Plan:
         parts: all prompts, in order.
         depends: what the rows depend on, by name: model, prompts, sites, ...
         notes: plain values for whoever reads the rows.
+        made: how the rows are computed; other ways give the same rows but for rounding, so they are not in the key.
     """
 
     contrast: Contrast
@@ -56,6 +58,7 @@ class Plan:
     parts: tuple[Part, ...]
     depends: Mapping[str, object]
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
+    made: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
     def asked(self) -> dict[str, str]:
@@ -76,13 +79,12 @@ class Plan:
 class Recording(Protocol):
     """A capture under way."""
 
-    @property
-    def done(self) -> int:
-        """How many parts are there already; the first ones."""
+    def has(self, index: int) -> bool:
+        """Whether a part is there already."""
         ...
 
-    def write(self, part: Part, rows: Mapping[Site, Tensor]) -> None:
-        """Keep the next part."""
+    def write(self, index: int, part: Part, rows: Mapping[Site, Tensor]) -> None:
+        """Keep a part."""
         ...
 
     def finish(self) -> Activations:
@@ -112,6 +114,11 @@ class Memory:
     def record(self, plan: Plan) -> Generator[Recording]:
         """A place for all rows at once."""
         n = len(plan.prompt)
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).split("\n")[0]
+            raise ConfigError(f"Memory({self.device!r}) cannot be used: {first} Leave the device out.") from None
         tensors = {site: torch.empty(n, w, dtype=plan.dtype, device=self.device) for site, w in plan.widths.items()}
         yield _InMemory(plan, tensors)
 
@@ -121,12 +128,13 @@ class Memory:
 class _InMemory:
     plan: Plan
     tensors: dict[Site, Tensor]
-    done: int = 0
 
-    def write(self, part: Part, rows: Mapping[Site, Tensor]) -> None:
+    def has(self, index: int) -> bool:
+        return False
+
+    def write(self, index: int, part: Part, rows: Mapping[Site, Tensor]) -> None:
         for site, values in rows.items():
             self.tensors[site][part.start : part.stop] = values
-        self.done += 1
 
     def finish(self) -> Activations:
         plan = self.plan

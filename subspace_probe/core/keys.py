@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,10 @@ def content_key(value: Any) -> str:
     return digest.hexdigest()
 
 
+def _is_cache(item: object) -> bool:
+    return isinstance(item, cached_property)
+
+
 def _feed(digest: Any, value: Any) -> None:
     # every value is preceded by its kind and size, so that no two different values give the same stream of bytes
     if isinstance(value, Tensor):
@@ -29,6 +34,12 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        cached = {name for kind in type(value).__mro__ for name, item in vars(kind).items() if _is_cache(item)}
+        if hidden := sorted({*getattr(value, "__dict__", ())} - {*fields} - cached):
+            raise ConfigError(
+                f"A {type(value).__name__} has no content key: it keeps {', '.join(hidden)} outside its fields. "
+                "Make them fields, or capture into memory."
+            )
         _feed(digest, (f"{type(value).__module__}.{type(value).__qualname__}", fields))
     elif isinstance(value, str | bytes):
         data = value.encode() if isinstance(value, str) else value

@@ -141,7 +141,7 @@ def resid_pre(*layers: int) -> Everywhere:
     return Everywhere(("resid_pre",), layers or None)
 
 
-SitesLike = Site | Everywhere | str | list[Site] | tuple[Site, ...]
+SitesLike = Site | Everywhere | str | list[Site] | list[str] | tuple[Site | str, ...]
 
 
 def resolve_sites(sites: SitesLike, n_layers: int) -> tuple[Site, ...]:
@@ -155,7 +155,13 @@ def resolve_sites(sites: SitesLike, n_layers: int) -> tuple[Site, ...]:
         sites = Site.parse(sites) if "." in sites else Everywhere((stream(sites),))
     if isinstance(sites, Everywhere):
         return sites.sites(n_layers)
-    listed = [sites] if isinstance(sites, Site) else list(sites)
+    if isinstance(sites, Site):
+        sites = [sites]
+    listed = [site for part in sites for site in ([part] if isinstance(part, Site) else resolve_sites(part, n_layers))]
     if not listed:
         raise SiteError("No sites were given. Name at least one, for instance Site(2) or resid_post().")
-    return tuple(sorted({site.resolve(n_layers) for site in listed}, key=lambda site: site.order))
+    # heads of one stream have one place in the forward pass, and must have one order in every process
+    by_head = sorted(
+        {site.resolve(n_layers) for site in listed}, key=lambda site: -1 if site.head is None else site.head
+    )
+    return tuple(sorted(by_head, key=lambda site: site.order))

@@ -50,7 +50,15 @@ class Where:
         return self.anchor in ("t_inst", "t_post_inst", "last", "at")
 
     def offset(self, by: int) -> "Where":
-        """The token `by` places later (earlier if negative)."""
+        """The token `by` places later (earlier if negative).
+
+        Raises:
+            PositionError: an absolute position that would begin to count from the other end.
+        """
+        if self.anchor == "at" and (self.shift < 0) != (self.shift + by < 0):
+            raise PositionError(
+                f"{self} moved by {by} would count from the other end of the prompt. Write at({by}) itself."
+            )
         return replace(self, shift=self.shift + by)
 
     @classmethod

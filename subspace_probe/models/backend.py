@@ -26,7 +26,16 @@ from subspace_probe.models.hooks import NO_PATTERN, Pass
 from subspace_probe.models.identities import check_identities, require_modules
 from subspace_probe.models.layouts import FUSED, Layout, layout_of
 from subspace_probe.models.specs import mlp_widths, spec_of
-from subspace_probe.models.weights import adapters, input_device, stored, version, weights_hash, weights_of
+from subspace_probe.models.weights import (
+    adapters,
+    architecture,
+    bare,
+    input_device,
+    stored,
+    version,
+    weights_hash,
+    weights_of,
+)
 
 
 class Backend(ABC):
@@ -42,9 +51,8 @@ class Backend(ABC):
 
     def __init__(self, model: nn.Module, *, name: str) -> None:
         self.hf: Any = bare(model)
-        if self.hf.training:
-            raise BackendError("The model is in training mode, where dropout makes passes differ. Call model.eval().")
-        if hasattr(model, "_orig_mod"):
+        self._require_eval()
+        if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
             raise BackendError("The model is compiled, and compiled models ignore hooks. Pass the uncompiled model.")
         self.layout: Layout = layout_of(self.hf.config)
         self.base: Any = self.hf.base_model
@@ -63,10 +71,11 @@ class Backend(ABC):
     @property
     def _forms_patterns(self) -> bool:
         """Whether attention probabilities exist as a tensor; fused kernels never form them."""
-        return self._attention == "eager"
+        return self.attention == "eager"
 
     @property
-    def _attention(self) -> str:
+    def attention(self) -> str:
+        """The attention implementation, as Transformers calls it."""
         return str(getattr(self.hf.config, "_attn_implementation", ""))
 
     @abstractmethod
@@ -98,12 +107,16 @@ class Backend(ABC):
         """What the model computes in."""
         return self.hf.dtype
 
-    def weights_key(self) -> str:
-        """Hash of all weights, and of the adapters that act on them; computed once for each state of the weights."""
+    def weights_key(self, *, anew: bool = False) -> str:
+        """Hash of all weights, of the adapters that act on them, and of the configuration.
+
+        Args:
+            anew: hash the weights even if nothing is known to have changed them; writes through `.data` leave no trace.
+        """
         weights = weights_of(self.hf)
-        if self._hashed is None or self._hashed[0] != version(weights):
+        if anew or self._hashed is None or self._hashed[0] != version(weights):
             self._hashed = version(weights), weights_hash(self.hf, weights)
-        return content_key([self._hashed[1], adapters(self.hf)])
+        return content_key([self._hashed[1], adapters(self.hf), architecture(self.hf.config)])
 
     def width(self, site: Site) -> int:
         """Width of a site's activations."""
@@ -159,6 +172,7 @@ class Backend(ABC):
             SiteError: a site that does not exist, lies below the prefix, or did not fire.
             ShapeError: an edit returned another shape or non-finite values.
         """
+        self._require_eval()
         batch = (prefix.batch if prefix else batch).to(self.device)
         state = self._state(reads, writes, grad, stop_after)
         state.dtype = dtype
@@ -221,6 +235,7 @@ class Backend(ABC):
         Raises:
             ConfigError: an encoder, or a prompt and answer longer than the context.
         """
+        self._require_eval()
         self._require_generation(batch, max_new_tokens)
         batch = batch.to(self.device)
         state = self._state(reads, writes, False, None)
@@ -315,6 +330,10 @@ class Backend(ABC):
         if site.head is not None and not 0 <= site.head < self._spec.n_heads:
             raise SiteError(f"{site.short} was asked for, but the model has heads 0 to {self._spec.n_heads - 1}.")
 
+    def _require_eval(self) -> None:
+        if self.hf.training:
+            raise BackendError("The model is in training mode, where dropout makes passes differ. Call model.eval().")
+
     def _require_above(self, state: Pass, layer: int) -> None:
         asked = {*state.reads, *state.writes} | ({state.stop_after} if state.stop_after else set())
         if below := sorted((site for site in asked if site.layer < layer), key=lambda site: site.order):
@@ -368,11 +387,6 @@ class Given:
 
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         return self.hidden.to(x)
-
-
-def bare(model: Any) -> Any:
-    """The model under PEFT adapters, which stay active in its modules; any other model as it is."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def _end_ids(hf: Any) -> list[int]:

@@ -5,7 +5,8 @@ inside the hooks, so no whole [batch, pos, d_model] is kept. Batches hold prompt
 on pads; rows are in the order of the prompts all the same. One part of the rows is held besides what the sink holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -16,7 +17,8 @@ from tqdm.auto import tqdm
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.captures import Part, Plan, Sink
-from subspace_probe.core.errors import ConfigError, PositionError
+from subspace_probe.core.errors import ConfigError, DataError, PositionError, ShapeError
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Run
 from subspace_probe.core.sites import Site
@@ -55,16 +57,30 @@ class Windows:
     Args:
         tokens: tokenises prompts.
         prompts: all of them.
+
+    Raises:
+        DataError: no prompts, or prompts that are tokenised in another way the second time.
     """
 
     def __init__(self, tokens: Callable[[Sequence[Prompt]], TokenBatch], prompts: Sequence[Prompt]) -> None:
         self.tokens = tokens
         self.prompts = prompts
         self._last: tuple[int, TokenBatch] | None = None
+        self.keys: dict[int, str] = {}
+        if not prompts:
+            raise DataError("A capture of no prompts was asked for. Give at least one.")
 
     def __getitem__(self, index: int) -> TokenBatch:
         if self._last is None or self._last[0] != index:
-            self._last = index, self.tokens(self.prompts[index * WINDOW : (index + 1) * WINDOW])
+            with _counted_from(index * WINDOW):
+                batch = self.tokens(self.prompts[index * WINDOW : (index + 1) * WINDOW])
+            key = content_key([batch.ids, batch.mask, batch.instruction])
+            if self.keys.setdefault(index, key) != key:
+                raise DataError(
+                    "The prompts were tokenised twice, to different tokens. A chat template that writes the time does "
+                    "that; give it a fixed one in template_kwargs."
+                )
+            self._last = index, batch
         return self._last[1]
 
     def __len__(self) -> int:
@@ -86,7 +102,8 @@ def planned(
     start = 0
     for index in range(len(windows)):
         batch, base = windows[index], index * WINDOW
-        selected = batch.select(where, batch.positions) & batch.mask
+        with _counted_from(base):
+            selected = batch.select(where, batch.positions) & batch.mask
         row, column = selected.nonzero(as_tuple=True)
         rows.append(row + base)
         positions.append(batch.positions[row, column])
@@ -113,15 +130,15 @@ def record(
         run: one pass over some prompts that reads the sites of the plan at its tokens.
     """
     with sink.record(plan) as recording, torch.no_grad():
-        missing = plan.parts[recording.done :]
-        known = missing[0].first if missing else len(plan.contrast)
+        missing = [(i, part) for i, part in enumerate(plan.parts) if not recording.has(i)]
+        known = len(plan.contrast) - sum(part.after - part.first for _, part in missing)
         with tqdm(
             total=len(plan.contrast), initial=known, desc="capture", unit="prompt", disable=not progress, leave=False
         ) as bar:
-            for part in missing:
+            for i, part in missing:
                 index, inside = divmod(part.first, WINDOW)
                 batch = windows[index].rows(slice(inside, inside + part.after - part.first))
-                recording.write(part, _rows(plan, part, batch, run, limits, bar.update))
+                recording.write(i, part, _rows(plan, part, batch, run, limits, bar.update))
         return recording.finish()
 
 
@@ -144,8 +161,28 @@ def _rows(
             if site not in found:
                 found[site] = states.new_empty(part.stop - part.start, states.shape[-1])
             found[site][places.to(states.device)] = states
+            _require_finite(site, states)
         advance(len(chosen))
     return found
+
+
+def _require_finite(site: Site, states: Tensor) -> None:
+    # a half-precision cache of larger states overflows; one sum says that all is well
+    total = states.sum(dtype=torch.float64 if states.dtype == torch.float64 else torch.float32)
+    if not bool(total.isfinite()) and not bool(states.isfinite().all()):
+        raise ShapeError(
+            f"Activations at {site.short} are not finite in {str(states.dtype)[6:]}. Keep them as bfloat16 or float32 "
+            "(dtype=); if they are not finite in the model itself, load it in another dtype."
+        )
+
+
+@contextmanager
+def _counted_from(base: int) -> Generator[None]:
+    """Errors about prompts of one window say so where it is not the first."""
+    try:
+        yield
+    except (DataError, PositionError) as error:
+        raise type(error)(f"{error} (Prompts are counted from number {base} on.)" if base else str(error)) from None
 
 
 def batches(lengths: Sequence[int], limits: Limits) -> Iterator[list[int]]:

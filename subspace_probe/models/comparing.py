@@ -79,6 +79,7 @@ def compare(
 
 def _measures(native: Backend, batch: TokenBatch, layers: Sequence[int], new_tokens: int) -> Iterator[Measure]:
     sites = [Site(layer, name) for layer in layers for name in FORWARD_ORDER if name not in native.spec.unsupported]
+    sites += [Site(layer, "z", native.spec.n_heads - 1) for layer in layers]
     for site in sites:
         yield "read", site.short, partial(_read, batch=batch, site=site)
     written = {site: _vector(native, batch, site) for site in sites if site.stream not in READ_ONLY}
@@ -135,4 +136,5 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
     if found.shape != wanted.shape:
         return float("inf")
     wanted = wanted.detach().float().cpu()
-    return float((found.detach().float().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    found = (found.detach().float().cpu() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30)
+    return float(found) if bool(found.isfinite()) else float("inf")  # comparisons with nan are never true

@@ -85,10 +85,14 @@ class HookedModel:
         """
         return content_key([self.backend.weights_key(), self._language])
 
-    @cached_property
+    @property
     def _language(self) -> str:
         template = getattr(self.tokenizer, "chat_template", None)
-        return content_key([self.tokenizer.get_vocab(), repr(template), repr(sorted(self.template_kwargs.items()))])
+        return content_key([self._vocabulary, repr(template), repr(sorted(self.template_kwargs.items()))])
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        return content_key(self.tokenizer.get_vocab())
 
     def tokens(self, prompts: PromptsLike) -> TokenBatch:
         """Tokenise, left-padded.
@@ -169,12 +173,15 @@ class HookedModel:
         Raises:
             SiteError, PositionError, DataError: what was asked for does not exist.
         """
+        _require_kinds(where, into, dtype)
         shown = as_prompts(prompts)
         contrast = prompts if isinstance(prompts, Contrast) else Contrast("prompts", shown, (0,) * len(shown))
         windows, limits = Windows(self.tokens, shown), Limits(batch_tokens, batch_size)
         chosen = resolve_sites(sites, self.spec.n_layers)
         asked = Where.parse(where) if isinstance(where, str) else where
         edits, kept = self._edits(interventions), dtype or self.backend.dtype
+        if not isinstance(into, Memory):
+            self.backend.weights_key(anew=True)  # what is kept on disk must be of the weights as they are now
         plan = self._plan(contrast, chosen, asked, kept, interventions, windows, limits)
 
         def run(batch: TokenBatch) -> Run:
@@ -197,13 +204,20 @@ class HookedModel:
         depends = {
             "model": self.fingerprint,
             "prompts": contrast.prompts,
+            "tokens": windows.keys,
             "sites": ", ".join(site.short for site in sites),
             "positions": str(where),
             "dtype": str(dtype).removeprefix("torch."),
             "interventions": (*self._standing, *interventions),
         }
         notes = {"model": self.spec.name, "fingerprint": self.fingerprint, "data": contrast.name}
-        return Plan(contrast, where, widths, dtype, prompt, position, parts, depends, notes)
+        made = {
+            "backend": type(self.backend).__name__,
+            "attention": self.backend.attention,
+            "batch_tokens": str(limits.tokens),
+            "batch_size": str(limits.prompts or ""),
+        }
+        return Plan(contrast, where, widths, dtype, prompt, position, parts, depends, notes, made)
 
     def logits(
         self,
@@ -335,6 +349,15 @@ def chat(*turns: str, system: str = "") -> Prompt:
     roles = ("user", "assistant")
     messages += [Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)]
     return Prompt(messages=tuple(messages))
+
+
+def _require_kinds(where: object, into: object, dtype: object) -> None:
+    if not isinstance(where, Where | str):
+        raise ConfigError(f"where={where!r} was given. Give a position such as LAST, at(3) or 'last'.")
+    if not isinstance(into, Sink):
+        raise ConfigError(f"into={into!r} was given. Give a place for rows: Memory(), or Folder({str(into)!r}).")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ConfigError(f"dtype={dtype!r} was given. Give a floating one, such as torch.bfloat16.")
 
 
 def _shown(batch: TokenBatch, budget: int, progress: bool, name: str) -> Iterator[list[int]]:

@@ -62,13 +62,15 @@ class Pass:
     pre: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     captured: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
     fired: set[Site] = field(default_factory=set[Site])
+    _editing: bool = False
     _where: Where | None = None
     _contexts: dict[torch.device, EditContext] = field(default_factory=dict[torch.device, EditContext])
     _kept: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict[torch.device, Any])
 
     @property
     def mine(self) -> bool:
-        return threading.get_ident() == self.thread
+        """Whether what passes now is this pass's: not another thread's, and not that of a pass inside an edit."""
+        return threading.get_ident() == self.thread and not self._editing
 
     @property
     def sites(self) -> set[Site]:
@@ -113,12 +115,16 @@ class Pass:
     def _edited(self, site: Site, x: Tensor) -> Tensor:
         if x.device not in self._contexts:
             self._contexts[x.device] = next(iter(self._contexts.values())).to(x.device)
-        edit, ctx = self.writes[site], self._contexts[x.device]
-        if site.head is None:
-            return self._checked(site, x, edit(x, ctx))
-        heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))
-        heads[site.head] = self._checked(site, heads[site.head], edit(heads[site.head], ctx))
-        return torch.stack(heads, dim=-2).flatten(-2)
+        self._editing = True
+        try:
+            if site.head is None:
+                return self._checked(site, x, self.writes[site](x, self._contexts[x.device]))
+            heads = list(x.unflatten(-1, (self.n_heads, -1)).unbind(-2))
+            edited = self.writes[site](heads[site.head], self._contexts[x.device])
+            heads[site.head] = self._checked(site, heads[site.head], edited)
+            return torch.stack(heads, dim=-2).flatten(-2)
+        finally:
+            self._editing = False
 
     def _checked(self, site: Site, x: Tensor, edited: Tensor) -> Tensor:
         if edited.shape != x.shape:

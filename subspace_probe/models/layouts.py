@@ -17,6 +17,22 @@ _PARALLEL = (
 FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
 
 
+def _never(config: Any) -> bool:
+    return False
+
+
+def _always(config: Any) -> bool:
+    return True
+
+
+def _says_so(config: Any) -> bool:
+    return config.use_parallel_residual
+
+
+def _falcon(config: Any) -> bool:
+    return config.new_decoder_architecture or config.parallel_attn
+
+
 @final
 @dataclass(frozen=True)
 class Layout:
@@ -46,7 +62,7 @@ class Layout:
     mlp_post: str = "mlp.down_proj"
     resid_mid: str = ""
     attention: str = "self_attn"
-    parallel: Callable[[Any], bool] = lambda config: False
+    parallel: Callable[[Any], bool] = _never
     in_place: bool = False
     learned_positions: bool = False
 
@@ -104,7 +120,7 @@ LAYOUTS: dict[str, Layout] = {
         z="attention.dense",
         mlp_post="mlp.dense_4h_to_h",
         attention="attention",
-        parallel=lambda config: config.use_parallel_residual,
+        parallel=_says_so,
     ),
     "gptj": Layout(
         blocks="h",
@@ -113,7 +129,7 @@ LAYOUTS: dict[str, Layout] = {
         z="attn.out_proj",
         mlp_post="mlp.fc_out",
         attention="attn",
-        parallel=lambda config: True,
+        parallel=_always,
     ),
     "olmo2": _NORMED,
     # bloom's attention and MLP modules add the stream themselves; what they add to it leaves their last matrices
@@ -133,7 +149,7 @@ LAYOUTS: dict[str, Layout] = {
         z="self_attention.dense",
         mlp_post="mlp.dense_4h_to_h",
         attention="self_attention",
-        parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
+        parallel=_falcon,
         in_place=True,
     ),
     "bert": Layout(

@@ -21,6 +21,7 @@ from subspace_probe.core.errors import BackendError
 from subspace_probe.core.sites import Stream
 from subspace_probe.models.backend import Backend, Output
 from subspace_probe.models.hooks import Hook, Pass, Stop, registered
+from subspace_probe.models.weights import adapters
 
 # `resid_mid` has no row: its hook point is the second norm's input, where an edit would not move the stream.
 # `mlp_post` is named by its projection: in mixtures of experts "mlp.hook_post" is the MLP's output.
@@ -58,7 +59,8 @@ class LensModel(Backend):
             raise BackendError(
                 f"{self._spec.family} is an encoder, which is not run through TransformerLens. {_NATIVE}"
             )
-        self._idle = [self._boot()]
+        self._idle: list[_Lens] = [self._boot()]
+        self._made_of = _made_of(self.hf)
         self._require_parity()
 
     @property
@@ -81,14 +83,18 @@ class LensModel(Backend):
         Bridges keep what they are doing in their modules, and their hooks know no threads: of two passes through one,
         in two threads or one inside an edit of the other, both may come out wrong without an error.
         """
+        if self._made_of != (made_of := _made_of(self.hf)):
+            # adapters switched, weights replaced: a twin would go on as it was
+            self._idle, self._made_of = [], made_of
+        idle = self._idle
         try:
-            lens = self._idle.pop()  # atomic, as is append
+            lens = idle.pop()  # atomic, as is append
         except IndexError:
             lens = self._boot()
         try:
             yield lens
         finally:
-            self._idle.append(lens)
+            idle.append(lens)
 
     def _boot(self) -> _Lens:
         """A bridge over a twin of the model, by none of the names that TransformerLens looks up on the hub."""
@@ -151,6 +157,11 @@ class _Visit:
             mid = self.state.pre.pop(self.layer) + x
             x = x + (self.state.visit(self.layer, "resid_mid", mid) - mid)
         return x
+
+
+def _made_of(hf: Any) -> tuple[int | str, ...]:
+    """Changes when a module or a weight is put in another's place, and when adapters are switched."""
+    return (*map(id, hf.modules()), *map(id, hf.parameters()), adapters(hf))
 
 
 def _hooks(lens: _Lens, state: Pass) -> list[Hook]:

@@ -35,7 +35,7 @@ class NativeModel(Backend):
         later, width = range(entry.layer, self._spec.n_layers), batch.ids.shape[1]
         recorders = {index: Recorder(state) for index in later}
         hooks = [Hook(self.blocks[index], recorder, entry=True) for index, recorder in recorders.items()]
-        reusable = 0 < column < width and not self._spec.encoder and self._attention in ("sdpa", "eager")
+        reusable = 0 < column < width and not self._spec.encoder and self.attention in ("sdpa", "eager")
         inputs = self._inputs(batch, 1) | ({"use_cache": True} if reusable else {})
         with torch.no_grad(), registered(hooks):
             out = self._call(state, inputs)
@@ -45,7 +45,7 @@ class NativeModel(Backend):
         hidden = recorders[entry.layer].inputs[0]
         if cached is None:
             return Prefix(batch, entry.layer, hidden, calls)
-        cut = {i: resume.from_column(call, column, width, self._attention) for i, call in calls.items()}
+        cut = {i: resume.from_column(call, column, width, self.attention) for i, call in calls.items()}
         return Prefix(batch, entry.layer, hidden[:, column:], cut, column, cached)
 
     def _continue(self, state: Pass, prefix: Prefix, logits_to_keep: int) -> Tensor | None:

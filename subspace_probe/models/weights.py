@@ -10,13 +10,30 @@ from torch import Tensor
 from subspace_probe.core.errors import BackendError
 
 
+def bare(model: Any) -> Any:
+    """The model under PEFT adapters, which stay active in its modules; any other model as it is.
+
+    Raises:
+        BackendError: adapters outside the modules, such as learned prompts.
+    """
+    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
+        return model
+    if any(config.is_prompt_learning for config in model.peft_config.values()):
+        raise BackendError("The model has a learned prompt (PEFT prompt learning), which lies outside its modules.")
+    return model.get_base_model()
+
+
 def weights_of(hf: Any) -> dict[str, Tensor]:
-    """Every weight and buffer by its Hugging Face name, with the scales that belong to quantised ones.
+    """Every weight and saved buffer by its Hugging Face name, with the scales that belong to quantised ones.
 
     Not `state_dict()`: bitsandbytes repacks 4-bit weights on the CPU when it is called, after which the model computes
     something else.
     """
-    found = dict(hf.named_parameters()) | dict(hf.named_buffers())
+    found: dict[str, Tensor] = dict(hf.named_parameters())
+    for path, module in hf.named_modules():
+        # buffers that are not saved are working memory: some families rewrite theirs in every pass
+        kept = (name for name in module._buffers if name not in module._non_persistent_buffers_set)
+        found |= {f"{path}.{name}": module._buffers[name] for name in kept if module._buffers[name] is not None}
     for name, value in list(found.items()):
         scales = getattr(getattr(value, "quant_state", None), "absmax", getattr(value, "SCB", None))
         if isinstance(scales, Tensor):
@@ -59,18 +76,27 @@ def weights_hash(hf: Any, weights: Mapping[str, Tensor]) -> str:
 
 
 def version(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Changes whenever a weight is replaced or written to; costs nothing."""
-    return tuple(number for value in weights.values() for number in (value.data_ptr(), value._version))
+    """Changes when a weight is replaced or written to, but for writes through `.data`; costs nothing."""
+    written = ((value.data_ptr(), 0 if value.is_inference() else value._version) for value in weights.values())
+    return tuple(number for pair in written for number in pair)
 
 
 def adapters(hf: Any) -> str:
-    """Which PEFT adapters act; empty for a model without any."""
-    acting = [
-        f"{name} {'off' if module.disable_adapters else ' '.join(module.active_adapters)}"
-        for name, module in hf.named_modules()
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters")
-    ]
+    """Which PEFT adapters act, and how strongly; empty for a model without any."""
+    acting: list[str] = []
+    for name, module in hf.named_modules():
+        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters"):
+            state = "off" if module.disable_adapters else " ".join(module.active_adapters)
+            how = [getattr(module, key, None) for key in ("scaling", "use_dora", "use_rslora", "merged_adapters")]
+            acting.append(f"{name} {state} {how}")
     return ", ".join(acting)
+
+
+def architecture(config: Any) -> str:
+    """What a configuration says about the computation, and not about where the model came from."""
+    passing = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+    body = {name: value for name, value in config.to_dict().items() if name not in passing and "attn_impl" not in name}
+    return repr(sorted(body.items(), key=lambda item: item[0]))
 
 
 def _offloading(module: Any) -> list[Any]:

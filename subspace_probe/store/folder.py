@@ -51,11 +51,11 @@ class Folder:
         except OSError as error:
             raise StoreError(f"Cannot write into {str(folder)!r}: {error.strerror}. Choose another folder.") from None
         try:
-            manifest, done = _taken_up(folder, wanted)
+            manifest = _taken_up(folder, wanted)
             # leftovers of a process that was killed while it wrote
             for partial in (*folder.glob(".shard-*.safetensors.*"), *folder.glob(f".{MANIFEST}.*")):
                 partial.unlink(missing_ok=True)
-            yield _Recording(folder, manifest, len(plan.parts) if done == len(manifest.shards) else done)
+            yield _Recording(folder, manifest)
         finally:
             with suppress(OSError):  # some systems do not remove a file that is open
                 (folder / LOCK).unlink()
@@ -63,16 +63,17 @@ class Folder:
 
 
 @final
-@dataclass(eq=False)
 class _Recording:
-    folder: Path
-    manifest: Manifest
-    done: int
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.missing = set(manifest.rows(folder).missing())
 
-    def write(self, part: Part, rows: Mapping[Site, Tensor]) -> None:
-        shard = self.manifest.shards[self.done]
-        write_shard(self.folder / shard.file, rows, key=self.manifest.key, start=part.start)
-        self.done += 1
+    def has(self, index: int) -> bool:
+        # a whole capture may have been made in other parts
+        return not self.missing or self.manifest.shards[index] not in self.missing
+
+    def write(self, index: int, part: Part, rows: Mapping[Site, Tensor]) -> None:
+        write_shard(self.folder / self.manifest.shards[index].file, rows, key=self.manifest.key, start=part.start)
 
     def finish(self) -> Activations:
         return self.manifest.open(self.folder)
@@ -90,44 +91,32 @@ def _manifest(plan: Plan) -> Manifest:
         prompt=tuple(plan.prompt.tolist()),
         position=tuple(plan.position.tolist()),
         notes=plan.notes,
+        made=plan.made,
     )
 
 
-def _taken_up(folder: Path, wanted: Manifest) -> tuple[Manifest, int]:
-    """The manifest to go on with, written where it is new, and how many of its shards are there."""
+def _taken_up(folder: Path, wanted: Manifest) -> Manifest:
+    """The manifest to go on with, written where it is new. Shards that are there already are checked."""
     path = folder / MANIFEST
-    if not path.exists():
-        wanted.save(path)
-        return wanted, _verified(folder, wanted)
-    known = Manifest.load(path)
+    known = Manifest.load(path) if path.exists() else wanted
     if known.key != wanted.key:
         names = {**known.asked, **wanted.asked} if known.asked else {}
         differing = [name for name in names if known.asked.get(name) != wanted.asked.get(name)]
         what = f"its {', '.join(differing)} differ" if differing else "it was not written by a capture"
         raise StaleStore(f"{str(folder)!r} holds other activations: {what}. Choose another folder, or delete this one.")
-    # whatever parts it was computed in, a whole capture is a whole capture
-    whole = not known.rows(folder).missing()
-    if not whole and known.shards != wanted.shards:
+    rows = known.rows(folder)
+    missing = rows.missing()
+    if missing and (known.made != wanted.made or known.shards != wanted.shards):
+        differing = [name for name in wanted.made if known.made.get(name) != wanted.made[name]]
         raise StaleStore(
-            f"{str(folder)!r} holds a part of this capture, made with batches of other sizes. Use the same "
-            "batch_tokens, or delete the folder."
+            f"{str(folder)!r} holds a part of this capture, made with other {', '.join(differing) or 'batches'}; its "
+            "rows would differ by rounding. Go on with the same, or delete the folder."
         )
-    manifest = replace(wanted, shards=known.shards)
-    if manifest != known:
-        manifest.save(path)  # other labels, or another name for the same model
-    if whole:
-        for shard in manifest.shards:
-            manifest.rows(folder).check(shard)
-        return manifest, len(manifest.shards)
-    return manifest, _verified(folder, manifest)
-
-
-def _verified(folder: Path, manifest: Manifest) -> int:
-    """How many of the first shards are there; each is checked, since the capture builds on it."""
-    rows = manifest.rows(folder)
-    missing = set(rows.missing())
-    for index, shard in enumerate(manifest.shards):
-        if shard in missing:
-            return index
-        rows.verify(shard)
-    return len(manifest.shards)
+    # a whole capture is a whole capture, however it was made; it is read lazily, so only headers are checked here
+    for shard in known.shards:
+        if shard not in missing:
+            (rows.verify if missing else rows.check)(shard)
+    manifest = replace(wanted, shards=known.shards, made=known.made)
+    if not path.exists() or manifest != known:
+        manifest.save(path)  # new, or with other labels, or another name for the same model
+    return manifest

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast, final
@@ -20,6 +20,7 @@ from subspace_probe.store.shards import DiskRows, Shard
 
 FORMAT = "subspace-probe/activations/1"
 MANIFEST = "manifest.json"
+_PLAIN = {field.name: field.default for field in fields(Prompt)}
 
 
 @final
@@ -43,6 +44,7 @@ class Manifest:
         prompt: which prompt each row is from.
         position: absolute position of each row's token.
         asked: what the rows depend on, by name; empty for rows that no capture wrote.
+        made: how they were computed.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Manifest:
     position: tuple[int, ...]
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
     asked: Mapping[str, str] = field(default_factory=dict[str, str])
+    made: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         bounds = [0, *(shard.stop for shard in self.shards)]
@@ -77,6 +80,7 @@ class Manifest:
             "format": FORMAT,
             "key": self.key,
             "asked": dict(self.asked),
+            "made": dict(self.made),
             "n": len(self.prompt),
             "where": str(self.where),
             "sites": [{"site": s.site.short, "width": s.width, "dtype": s.dtype} for s in self.sites],
@@ -84,7 +88,7 @@ class Manifest:
             "notes": dict(self.notes),
             "contrast": {
                 "name": contrast.name,
-                "prompts": [{k: v for k, v in asdict(prompt).items() if v} for prompt in contrast.prompts],
+                "prompts": [{k: v for k, v in asdict(prompt).items() if v != _PLAIN[k]} for prompt in contrast.prompts],
                 "labels": contrast.labels,
                 "pairs": contrast.pairs,
                 "groups": contrast.groups,
@@ -167,4 +171,5 @@ class Manifest:
             position=tuple(body["position"]),
             notes={str(name): str(value) for name, value in body["notes"].items()},
             asked={str(name): str(value) for name, value in body["asked"].items()},
+            made={str(name): str(value) for name, value in body["made"].items()},
         )

@@ -152,7 +152,7 @@ def test_whatever_the_rows_depend_on_is_in_the_key(model: "HookedModel", tmp_pat
         "interventions ": (model, PROMPTS, {"interventions": [Shift(2.0, line)]}),
         "interventions  ": (model, PROMPTS, {"interventions": [Shift(1.0, Subspace.span(torch.randn(1, 32)))]}),
         "model": (other, PROMPTS, shift),
-        "prompts": (model, [*PROMPTS[1:], PROMPTS[0]], shift),
+        "prompts, tokens": (model, [*PROMPTS[1:], PROMPTS[0]], shift),
         "sites": (model, PROMPTS, shift | {"sites": Site(1)}),
         "positions": (model, PROMPTS, shift | {"where": "last"}),
         "dtype": (model, PROMPTS, shift | {"dtype": torch.bfloat16}),
@@ -193,7 +193,7 @@ def test_an_interrupted_capture_goes_on_with_identical_bytes(
     assert not {name for name in kept if name.startswith(".")}
     with pytest.raises(StoreError, match=r"of the \d+ shards in .* are missing, .* interrupted"):
         open_activations(tmp_path / "acts")
-    with pytest.raises(StaleStore, match="batches of other sizes"):
+    with pytest.raises(StaleStore, match="made with other batch_tokens"):
         capture(model, tmp_path / "acts", batch_tokens=500)
     with monkeypatch.context() as patch:
         sizes = counted(model, patch)
