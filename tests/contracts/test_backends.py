@@ -32,7 +32,11 @@ REFUSED = {
     ("transformer_lens", "falcon_new"): "cannot take this FalconForCausalLM",
     ("transformer_lens", "falcon_sequential"): "computes this FalconForCausalLM differently",
 }
-FAST = {"gpt2", "llama", "gemma2"}
+FAST = {
+    "native": {"gpt2", "llama", "gemma2", "qwen3_moe", "gpt_neox", "bloom", "bert"},
+    "transformer_lens": {"gpt2", "llama"},
+    "nnsight": {"gpt2", "llama"},
+}
 REFUSED_IN_HALF = {("transformer_lens", "olmo2")}
 # backends that run modules of their own on the user's weights: foreign hooks do not fire there, and sums are ordered
 # otherwise
@@ -100,8 +104,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _marks(backend: str, variant: str) -> tuple[pytest.MarkDecorator, ...]:
-    """The fast part of the suite takes every family on native hooks and a few on the other backends."""
-    return () if backend == "native" or variant in FAST else (pytest.mark.slow,)
+    """The fast part of the suite takes one family of each kind on native hooks and fewer on the other backends."""
+    return () if variant in FAST.get(backend, ()) else (pytest.mark.slow,)
 
 
 @pytest.fixture

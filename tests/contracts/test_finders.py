@@ -41,6 +41,7 @@ def test_the_planted_check_can_fail(finder) -> None:
     assert abs(torch.dot(fit(finder, x, shuffled).unit.double(), unit.double())) < 0.8
 
 
+@pytest.mark.slow
 def test_says_not_found_on_data_without_signal(finder) -> None:
     outcomes = []
     for seed in range(20):

@@ -41,6 +41,7 @@ def test_a_planted_direction_passes(audited) -> None:
         assert audited.finding(f"control.{name}").verdict == "supported", audited.finding(f"control.{name}")
 
 
+@pytest.mark.slow
 def test_random_directions_come_out_supported_no_more_often_than_the_null_says(chat, refusal) -> None:
     """Size: the same audit of random directions of the same length; the null's range holds 95 % of them.
 

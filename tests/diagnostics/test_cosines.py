@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tests.planted import activations
@@ -38,6 +39,7 @@ PAIRS = (
 )
 
 
+@pytest.mark.slow
 def test_a_cosine_across_positions_says_nothing_where_position_rotates_the_state() -> None:
     """One concept under two names: across positions the cosine is near 0, at one position it is 1."""
     from subspace_probe.diagnostics.cosines import compare
@@ -51,6 +53,7 @@ def test_a_cosine_across_positions_says_nothing_where_position_rotates_the_state
     assert table.column("cosine") == [finding.estimate for finding in findings]
 
 
+@pytest.mark.slow
 def test_two_concepts_at_one_position_come_out_different() -> None:
     from subspace_probe.diagnostics.cosines import compare
 

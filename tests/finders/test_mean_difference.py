@@ -33,6 +33,7 @@ def test_paired_cancels_what_pairs_share() -> None:
     assert torch.dot(complete.unit.double(), unit.double()) > 0.8
 
 
+@pytest.mark.slow
 def test_strata_keep_a_correlated_factor_out() -> None:
     """Two orthogonal axes, labels that agree in 90 %: the plain difference mixes them, the stratified one does not."""
     generator = torch.Generator().manual_seed(4)

@@ -32,6 +32,7 @@ def test_finds_the_site_with_the_signal() -> None:
     assert found.table.column("chosen").count(True) == 1
 
 
+@pytest.mark.slow
 def test_the_best_of_many_sites_without_signal_is_not_found() -> None:
     from subspace_probe.finders.mean_difference import MeanDifference
     from subspace_probe.finders.sweep import find
@@ -74,6 +75,7 @@ def test_says_how_many_prompts_are_needed() -> None:
         find(_many_sites(4.0, 0, n=8), MeanDifference())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_groups", [16, 32])
 def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) -> None:
     """Every group has its own random state and its own random label: nothing to find, however many rows a group has."""
