@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # -qq hides chatter and warnings about package indexes; errors still show.
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# Models here are tiny, so two processes of one thread each are twice as fast as one of two.
+# Models here are tiny: a second process uses the second core, which torch's own threads would not.
 WORKERS ?= 2
 TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)

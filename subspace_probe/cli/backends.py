@@ -71,6 +71,10 @@ def compare(
     limit = tolerance(loaded.backend)
     _show(found, sorted(others), details, limit)
     worst = max((difference.worst() for difference in found), default=0.0)
+    silent = sorted(name for name in others if not any(isinstance(each.found[name], float) for each in found))
+    if silent:
+        complain(f"nothing was compared for {', '.join(silent)}: every comparison was refused.")
+        raise typer.Exit(1)
     agree = worst <= limit
     say(
         ("They agree: " if agree else "They do not agree: ", "bold green" if agree else "bold red"),

@@ -12,6 +12,7 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ShapeError, SiteError, unknown
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
+from subspace_probe.linalg.finite import all_finite
 
 
 @runtime_checkable
@@ -117,10 +118,8 @@ class Activations:
         self._require(site)
         for start in range(0, self.rows.n, size):
             block = self.rows.read(site, start, min(start + size, self.rows.n))
-            # one sum says that all is well, and is 20 times as fast as looking at every number
-            well = bool(block.sum(dtype=None if block.dtype == torch.float64 else torch.float32).isfinite())
-            bad = torch.zeros(0) if well else (~block.isfinite().all(dim=1)).nonzero().flatten()
-            if bad.numel():
+            if not all_finite(block):
+                bad = (~block.isfinite().all(dim=1)).nonzero().flatten()
                 shown = ", ".join(str(start + int(row)) for row in bad[:10])
                 raise ShapeError(
                     f"Activations at {site.short} are not finite in {bad.numel()} rows ({shown}). "

@@ -23,6 +23,7 @@ from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Run
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import TokenBatch, Where
+from subspace_probe.linalg.finite import all_finite
 
 WINDOW = 1024
 """Prompts tokenised at a time; a part lies in one window."""
@@ -92,8 +93,8 @@ def planned(
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], tuple[Part, ...]]:
     """The prompt and the position of every row, and the parts they are computed in.
 
-    A part ends once it has `PART_BYTES` and fills a batch. So parts depend on the prompts before them and on nothing
-    else, and a capture that is taken up again computes the same.
+    A part ends once it has `PART_BYTES` and fills a batch. So parts depend on the prompts before them and on the limits
+    only, and a capture that is taken up again under the same limits computes the same.
 
     Raises:
         PositionError: no prompt has such a token.
@@ -161,19 +162,13 @@ def _rows(
             if site not in found:
                 found[site] = states.new_empty(part.stop - part.start, states.shape[-1])
             found[site][places.to(states.device)] = states
-            _require_finite(site, states)
+            if not all_finite(states):
+                raise ShapeError(
+                    f"Activations at {site.short} are not finite in {str(states.dtype)[6:]}. Keep them as bfloat16 or "
+                    "float32 (dtype=); if they are not finite in the model itself, load it in another dtype."
+                )
         advance(len(chosen))
     return found
-
-
-def _require_finite(site: Site, states: Tensor) -> None:
-    # a half-precision cache of larger states overflows; one sum says that all is well
-    total = states.sum(dtype=torch.float64 if states.dtype == torch.float64 else torch.float32)
-    if not bool(total.isfinite()) and not bool(states.isfinite().all()):
-        raise ShapeError(
-            f"Activations at {site.short} are not finite in {str(states.dtype)[6:]}. Keep them as bfloat16 or float32 "
-            "(dtype=); if they are not finite in the model itself, load it in another dtype."
-        )
 
 
 @contextmanager

@@ -79,9 +79,10 @@ class HookedModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all weights, the adapters that act, the vocabulary and the chat template.
+        """Hash of all weights, the adapters that act, the configuration, the vocabulary and the chat template.
 
-        Weights are hashed on use and again once they have changed.
+        Weights are hashed on use and again once they have been replaced or written to; writes through `.data` are seen
+        by the next capture into a folder.
         """
         return content_key([self.backend.weights_key(), self._language])
 
@@ -201,8 +202,9 @@ class HookedModel:
     ) -> Plan:
         widths = {site: self.backend.width(site) for site in sites}
         prompt, position, parts = planned(windows, where, sum(widths.values()) * dtype.itemsize, limits)
+        fingerprint = self.fingerprint
         depends = {
-            "model": self.fingerprint,
+            "model": fingerprint,
             "prompts": contrast.prompts,
             "tokens": windows.keys,
             "sites": ", ".join(site.short for site in sites),
@@ -210,7 +212,7 @@ class HookedModel:
             "dtype": str(dtype).removeprefix("torch."),
             "interventions": (*self._standing, *interventions),
         }
-        notes = {"model": self.spec.name, "fingerprint": self.fingerprint, "data": contrast.name}
+        notes = {"model": self.spec.name, "fingerprint": fingerprint, "data": contrast.name}
         made = {
             "backend": type(self.backend).__name__,
             "attention": self.backend.attention,

@@ -21,7 +21,7 @@ from subspace_probe.core.errors import BackendError
 from subspace_probe.core.sites import Stream
 from subspace_probe.models.backend import Backend, Output
 from subspace_probe.models.hooks import Hook, Pass, Stop, registered
-from subspace_probe.models.weights import adapters
+from subspace_probe.models.weights import adapters, version, weights_of
 
 # `resid_mid` has no row: its hook point is the second norm's input, where an edit would not move the stream.
 # `mlp_post` is named by its projection: in mixtures of experts "mlp.hook_post" is the MLP's output.
@@ -160,8 +160,8 @@ class _Visit:
 
 
 def _made_of(hf: Any) -> tuple[int | str, ...]:
-    """Changes when a module or a weight is put in another's place, and when adapters are switched."""
-    return (*map(id, hf.modules()), *map(id, hf.parameters()), adapters(hf))
+    """Changes when a module is put in another's place, a weight replaced or written to, or adapters are switched."""
+    return (*map(id, hf.modules()), *version(weights_of(hf)), adapters(hf))
 
 
 def _hooks(lens: _Lens, state: Pass) -> list[Hook]:

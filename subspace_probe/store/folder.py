@@ -24,8 +24,9 @@ LOCK = ".lock"
 class Folder:
     """Rows on disk: `model.capture(..., into=Folder("acts"))`.
 
-    The same capture (model, prompts, sites, positions, dtype, interventions) into the same folder is not computed
-    again; if it was interrupted, it goes on behind the last whole shard. Labels may change: they are not part of rows.
+    The same capture (model, prompts, tokens, sites, positions, dtype, interventions) into the same folder is not
+    computed again; if it was interrupted, only the shards that are missing are. Labels may change: they are not part
+    of the rows.
 
     Args:
         path: the folder; made if it is missing.

@@ -158,8 +158,8 @@ def test_what_is_held_at_a_time_does_not_grow_with_the_prompts(
 
     monkeypatch.setattr(capturing, "PART_BYTES", 2**14)
     few, many = Measured(), Measured()
-    model.capture(PROMPTS * 4, where="all", batch_tokens=64, into=few)  # type: ignore[arg-type]
-    model.capture(PROMPTS * 40, where="all", batch_tokens=64, into=many)  # type: ignore[arg-type]
+    model.capture(PROMPTS * 4, where="all", batch_tokens=64, into=few)
+    model.capture(PROMPTS * 40, where="all", batch_tokens=64, into=many)
     assert many.total == 10 * few.total
     assert many.largest <= max(2**14 + 13 * 32 * 4 * LAYERS, 77 * 32 * 4 * LAYERS)
     assert many.largest < few.total / 5

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from subspace_probe.models.lens import LensModel
     from subspace_probe.models.native import NativeModel
 
-REFUSED = {"bert", "falcon_new", "falcon_sequential"}
 CLOSE = 1e-5  # times the largest value: two implementations in float32
 
 

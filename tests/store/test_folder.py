@@ -169,7 +169,7 @@ def test_an_intervention_without_contents_is_refused_on_disk_only(model: "Hooked
     from subspace_probe.core.errors import ConfigError
     from subspace_probe.core.subspaces import Subspace
 
-    opaque = Shift(by=lambda: 1.0, subspace=Subspace.span(torch.ones(1, 32)))  # type: ignore[arg-type]
+    opaque = Shift(by=lambda: 1.0, subspace=Subspace.span(torch.ones(1, 32)))
     with pytest.raises(ConfigError, match="A function has no content key"):
         capture(model, tmp_path / "acts", interventions=[opaque])
     assert list(tmp_path.iterdir()) == []
