@@ -62,6 +62,17 @@ class Table:
         return replace(self, rows=tuple(tuple(record.values()) for record in kept))
 
 
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that numbers depend on."""
+    versions = {"python": platform.python_version()}
+    for package in ("subspace-probe", "torch", "transformers", "numpy", "scikit-learn"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree or an unpacked wheel
+            versions[package] = "not installed"
+    return versions
+
+
 @final
 @dataclass(frozen=True)
 class Provenance:
@@ -85,13 +96,8 @@ class Provenance:
     @classmethod
     def now(cls, **fields: Any) -> "Provenance":
         """Provenance stamped with the time and the versions of what computed it."""
-        versions = {"python": platform.python_version()}
-        for package in ("subspace-probe", "torch", "transformers", "numpy", "scikit-learn"):
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:  # run from a source tree or an unpacked wheel
-                versions[package] = "not installed"
-        return cls(created=datetime.now(UTC).isoformat(timespec="seconds"), versions=versions, **fields)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(created=created, versions=installed_versions(), **fields)
 
 
 @final

@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, final
@@ -18,7 +19,9 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
 from subspace_probe.linalg import angles, bases, projections
 
-FORMAT = "subspace-probe/subspace/1"
+FORMAT = "subspace-probe/subspace/2"
+ACTIVATION = "activation"
+"""The unit of most scales: a step along the basis as long as a difference between states."""
 
 
 @final
@@ -34,6 +37,9 @@ class Subspace:
         where: the tokens it was found at.
         found: False where the finder saw no signal above its null; nothing downstream treats it as a finding silently.
         notes: what found it, with which settings, on which data and model; plain JSON values.
+        reader: rows that read the coordinates where those are not the basis itself, shape [k, d]: an oblique
+            projector, as in LEACE. `reader @ basis.T` is the identity; checked.
+        scale_unit: what `scale` is measured in: "activation", or what else the finder measures ("weight", "gradient").
     """
 
     basis: Float[Tensor, "k d"]
@@ -43,6 +49,8 @@ class Subspace:
     where: Where | None = None
     found: bool = True
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    reader: Float[Tensor, "k d"] | None = None
+    scale_unit: str = ACTIVATION
 
     def __post_init__(self) -> None:
         k, d = self.basis.shape
@@ -51,13 +59,19 @@ class Subspace:
                 f"A basis of shape {(k, d)} needs scale ({k},) and origin ({d},), "
                 f"found {tuple(self.scale.shape)} and {tuple(self.origin.shape)}."
             )
-        if not all(bool(t.isfinite().all()) for t in (self.basis, self.scale, self.origin)):
+        tensors = (self.basis, self.scale, self.origin, self.readers)
+        if not all(bool(t.isfinite().all()) for t in tensors):
             raise ShapeError("A subspace holds non-finite values. Look for overflow in the activations it came from.")
-        error = (self.basis.double() @ self.basis.double().T - torch.eye(k).double().to(self.basis.device)).abs().max()
-        if float(error) > 1e-3:
+        error = _off_identity(self.basis, self.basis)
+        if error > 1e-3:
             raise ShapeError(
-                f"The rows of the basis are not orthonormal (largest deviation {float(error):.2g}). "
+                f"The rows of the basis are not orthonormal (largest deviation {error:.2g}). "
                 "Use Subspace.span(vectors), which orthonormalises."
+            )
+        if self.readers.shape != (k, d) or (error := _off_identity(self.readers, self.basis)) > 1e-3:
+            raise ShapeError(
+                f"The reader of a subspace of shape {(k, d)} has shape {tuple(self.readers.shape)} and does not read "
+                f"its coordinates (reader @ basis.T is {error:.2g} off the identity). Solve for one, or leave it out."
             )
 
     @classmethod
@@ -70,6 +84,7 @@ class Subspace:
         where: Where | None = None,
         found: bool = True,
         notes: dict[str, Any] | None = None,
+        scale_unit: str = ACTIVATION,
     ) -> "Subspace":
         """The span of the given vectors; each row's scale is the length of its vector, its sign the vector's.
 
@@ -90,7 +105,13 @@ class Subspace:
             where=where,
             found=found,
             notes=dict(notes or {}),
+            scale_unit=scale_unit,
         )
+
+    @property
+    def readers(self) -> Float[Tensor, "k d"]:
+        """What reads the coordinates: the basis, unless a reader of its own was given."""
+        return self.basis if self.reader is None else self.reader
 
     @property
     def rank(self) -> int:
@@ -121,15 +142,15 @@ class Subspace:
     def coords(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
         """Coordinates about the origin, in activation units."""
         self.require_width(x.shape[-1])
-        return projections.coords(x - self.origin.to(x), self.basis.to(x))
+        return projections.coords(x - self.origin.to(x), self.readers.to(x))
 
     def project(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """The component inside, taken about the origin."""
-        return projections.project(x, self.basis.to(x), self.origin.to(x))
+        """The component inside, taken about the origin; oblique where there is a reader."""
+        return projections.lift(self.coords(x), self.basis.to(x))
 
     def reject(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """`x` with its component inside replaced by the origin's."""
-        return projections.reject(x, self.basis.to(x), self.origin.to(x))
+        return x - self.project(x)
 
     def overlap(self, other: "Subspace") -> float:
         """Mean squared cosine of the principal angles, 0 to 1."""
@@ -143,8 +164,85 @@ class Subspace:
 
     def scaled(self, factor: float) -> "Subspace":
         """The same subspace with another natural step; a negative factor turns every row around."""
-        basis = -self.basis if factor < 0 else self.basis
-        return replace(self, basis=basis, scale=self.scale * abs(factor))
+        turn = -1.0 if factor < 0 else 1.0
+        reader = None if self.reader is None else self.reader * turn
+        return replace(self, basis=self.basis * turn, scale=self.scale * abs(factor), reader=reader)
+
+    def __neg__(self) -> "Subspace":
+        return self.scaled(-1.0)
+
+    def __mul__(self, factor: float) -> "Subspace":
+        return self.scaled(factor)
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Subspace") -> "Subspace":
+        """The sum of two directions with their lengths; both of one site, model and unit."""
+        return self._sum(other, 1.0)
+
+    def __sub__(self, other: "Subspace") -> "Subspace":
+        return self._sum(other, -1.0)
+
+    def _sum(self, other: "Subspace", sign: float) -> "Subspace":
+        for name, a, b in (
+            ("units", self.scale_unit, other.scale_unit),
+            ("sites", self.site, other.site),
+            ("models", self.notes.get("fingerprint"), other.notes.get("fingerprint")),
+        ):
+            if a != b and None not in (a, b):
+                raise ConfigError(
+                    f"Directions of different {name} cannot be added: {a} and {b}. Bring them to the same one first "
+                    "(moved, with_scale, for_any_model), if that is what you mean."
+                )
+        self.require_width(other.width)
+        for part in (self, other):
+            part.require_projection("added")
+        vector = self.vector.double() + sign * other.vector.double().to(self.vector.device)
+        parts = [{"sign": s, **p.notes} for s, p in ((1.0, self), (sign, other))]
+        shared = {k: v for k, v in self.notes.items() if other.notes.get(k) == v or k in ("model", "fingerprint")}
+        return Subspace.span(
+            vector,
+            origin=(self.origin + other.origin.to(self.origin)) / 2,
+            site=self.site or other.site,
+            where=self.where if self.where == other.where else None,
+            found=self.found and other.found,
+            notes={**shared, "finder": "sum", "parts": parts},
+            scale_unit=self.scale_unit,
+        )
+
+    def with_scale(self, scale: Float[Tensor, " k"] | Sequence[float], *, unit: str = ACTIVATION) -> "Subspace":
+        """The same subspace with the given natural steps, one a row, all positive."""
+        return replace(self, scale=torch.as_tensor(scale, dtype=self.scale.dtype), scale_unit=unit)
+
+    def split(self, by: "Subspace") -> "tuple[Subspace | None, Subspace | None]":
+        """The parts of this direction inside and outside of another subspace; None for one that is empty.
+
+        Their vectors add up to this one's. Rank one only: in higher ranks the two parts depend on the basis.
+        """
+        self.require_width(by.width)
+        self.require_projection("split")
+        vector = self.vector.double()
+        inside = projections.project(vector, by.basis.to(vector))
+        return self._part(inside, "inside"), self._part(vector - inside, "outside")
+
+    def _part(self, vector: Tensor, name: str) -> "Subspace | None":
+        length = vector.square().sum().sqrt()
+        if float(length) <= 1e-6 * float(self.scale[0]):
+            return None
+        basis, scale = (vector / length)[None].to(self.basis.dtype), length[None].to(self.scale.dtype)
+        return replace(self, basis=basis, scale=scale, notes={**self.notes, "part": name})
+
+    def require_projection(self, asked: str) -> None:
+        """Check that it is an ordinary, orthogonal one.
+
+        Raises:
+            ConfigError: a subspace with a reader of its own.
+        """
+        if self.reader is not None:
+            raise ConfigError(
+                f"A subspace with a reader of its own cannot be {asked}: what it writes is not what it reads. "
+                "Use dataclasses.replace(subspace, reader=None) for the directions it writes."
+            )
 
     def moved(self, site: Site) -> "Subspace":
         """The same vectors, said to live at another site."""
@@ -197,9 +295,12 @@ class Subspace:
             "head": None if self.site is None else self.site.head,
             "where": None if self.where is None else str(self.where),
             "found": self.found,
+            "scale_unit": self.scale_unit,
             "notes": self.notes,
         }
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("basis", "scale", "origin")}
+        kept = {"basis": self.basis, "scale": self.scale, "origin": self.origin, "reader": self.reader}
+        # copies: a view would be written with all that lies behind it
+        tensors = {name: value.detach().cpu().clone().contiguous() for name, value in kept.items() if value is not None}
         with atomic(Path(path)) as partial:
             save_file(tensors, partial, metadata={"subspace_probe": json.dumps(header, sort_keys=True)})
         return Path(path)
@@ -237,13 +338,16 @@ class Subspace:
                 where=None if kept["where"] is None else Where.parse(kept["where"]),
                 found=kept["found"],
                 notes=kept["notes"],
+                reader=tensors.get("reader"),
+                scale_unit=kept["scale_unit"],
             )
         except (SiteError, ConfigError, ShapeError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{str(path)!r} is damaged: {error} Find the subspace again.") from None
 
     def _repr_html_(self) -> str:
         rows = {"rank": self.rank, "width": self.width, "site": self.site and self.site.short, "where": self.where}
-        rows |= {"scale": ", ".join(f"{s:.3g}" for s in map(float, self.scale[:5])), "found": self.found} | self.notes
+        rows |= {"scale": ", ".join(f"{s:.3g}" for s in map(float, self.scale[:5])), "scale_unit": self.scale_unit}
+        rows |= {"found": self.found} | self.notes
         cells = "".join(
             f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items()
         )
@@ -253,3 +357,11 @@ class Subspace:
         place = "" if self.site is None else f" at {self.site.short}"
         place += "" if self.where is None else f", {self.where}"
         return f"Subspace(rank {self.rank} of {self.width}{place}{'' if self.found else ', not found'})"
+
+
+def _off_identity(a: Tensor, b: Tensor) -> float:
+    """Largest deviation of `a @ b.T` from the identity."""
+    if a.shape != b.shape:
+        return float("inf")
+    product = a.detach().double().cpu() @ b.detach().double().cpu().T
+    return float((product - torch.eye(len(a), dtype=torch.float64)).abs().max())

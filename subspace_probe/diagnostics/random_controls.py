@@ -18,7 +18,7 @@ from subspace_probe.linalg.bases import random_subspace
 def random_like(subspace: Subspace, *, seed: int) -> Subspace:
     """A uniformly random subspace of the same rank, with the same steps, origin and site."""
     basis = random_subspace(subspace.rank, subspace.width, seed=seed)
-    return replace(subspace, basis=basis.to(subspace.basis), notes={"finder": "random", "seed": seed})
+    return replace(subspace, basis=basis.to(subspace.basis), reader=None, notes={"finder": "random", "seed": seed})
 
 
 @final

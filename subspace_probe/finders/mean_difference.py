@@ -11,6 +11,7 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
+from subspace_probe.finders.fitting import Fitting
 from subspace_probe.finders.permuting import exchanged
 from subspace_probe.linalg.moments import Moments
 from subspace_probe.linalg.permutations import permutation_p, permute_labels
@@ -47,6 +48,7 @@ class MeanDifference:
             DataError: a class (or a class within a stratum) without rows; no complete pair.
             ShapeError: non-finite activations.
         """
+        fitting = Fitting(self, acts, site)
         labels = acts.labels
         weights = self._weights(acts, labels)
         nulls = [self._weights(acts, self.permuted(acts, self.seed + draw)) for draw in range(self.null_draws)]
@@ -54,7 +56,7 @@ class MeanDifference:
         negative = Moments.empty(acts.rows.width(site), second=False)
         sums = torch.zeros(1 + len(nulls), acts.rows.width(site), dtype=torch.float64)
         stacked, start = torch.stack([weights, *nulls]), 0
-        for block, block_labels in acts.batches(site):
+        for block, block_labels in fitting.batches():
             positive = positive.update(block[block_labels == 1])
             negative = negative.update(block[block_labels == 0])
             sums += stacked[:, start : start + len(block)] @ block.double()
@@ -65,25 +67,19 @@ class MeanDifference:
         # no gap at all, as at layer 0 of template tokens: dividing by its length would make noise a unit vector
         empty = length <= 1e-12 * (1 + float(positive.mean.norm()))
         basis = torch.eye(1, len(gap)) if empty else (gap / length)[None].float()
-        notes = {
-            "finder": self.name,
-            "paired": self.paired,
-            "strata": self.strata,
-            "gap": length,
-            "null_gap_95": float(null.quantile(0.95)) if len(null) else None,
-            "p": p,
-            "n_positive": positive.n,
-            "n_negative": negative.n,
-            **acts.notes,
-        }
-        return Subspace(
-            basis=basis,
-            scale=torch.tensor([0.0 if empty else length]),
-            origin=((positive.mean + negative.mean) / 2).float(),
-            site=site,
-            where=acts.where,
+        return fitting.result(
+            basis,
+            torch.tensor([0.0 if empty else length]),
+            (positive.mean + negative.mean) / 2,
             found=not (empty or p > 0.05),
-            notes=notes,
+            orientation="towards label 1",
+            notes={
+                "gap": length,
+                "null_gap_95": float(null.quantile(0.95)) if len(null) else None,
+                "p": p,
+                "n_positive": positive.n,
+                "n_negative": negative.n,
+            },
         )
 
     def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:

@@ -19,6 +19,7 @@ from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
+from subspace_probe.core.reports import installed_versions
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
 from subspace_probe.models.backend import Backend
@@ -94,6 +95,18 @@ class HookedModel:
     @cached_property
     def _vocabulary(self) -> str:
         return content_key(self.tokenizer.get_vocab())
+
+    def provenance(self, contrast: Contrast) -> dict[str, str]:
+        """What results say about this model and these prompts: names, hashes, revision, versions."""
+        revision = getattr(self.backend.hf.config, "_commit_hash", None)
+        return {
+            "model": self.spec.name,
+            "fingerprint": self.fingerprint,
+            "data": contrast.name,
+            "data_hash": content_key([contrast.prompts, contrast.labels, contrast.pairs, contrast.groups]),
+            "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
+            **({"revision": revision} if revision else {}),
+        }
 
     def tokens(self, prompts: PromptsLike) -> TokenBatch:
         """Tokenise, left-padded.
@@ -202,9 +215,9 @@ class HookedModel:
     ) -> Plan:
         widths = {site: self.backend.width(site) for site in sites}
         prompt, position, parts = planned(windows, where, sum(widths.values()) * dtype.itemsize, limits)
-        fingerprint = self.fingerprint
+        notes = self.provenance(contrast)
         depends = {
-            "model": fingerprint,
+            "model": notes["fingerprint"],
             "prompts": contrast.prompts,
             "tokens": windows.keys,
             "sites": ", ".join(site.short for site in sites),
@@ -212,7 +225,6 @@ class HookedModel:
             "dtype": str(dtype).removeprefix("torch."),
             "interventions": (*self._standing, *interventions),
         }
-        notes = {"model": self.spec.name, "fingerprint": fingerprint, "data": contrast.name}
         made = {
             "backend": type(self.backend).__name__,
             "attention": self.backend.attention,
