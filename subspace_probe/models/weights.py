@@ -85,7 +85,8 @@ def adapters(hf: Any) -> str:
     """Which PEFT adapters act, and how strongly; empty for a model without any."""
     acting: list[str] = []
     for name, module in hf.named_modules():
-        if hasattr(module, "disable_adapters") and hasattr(module, "active_adapters"):
+        # of the same name, but methods, on every Transformers model
+        if isinstance(getattr(module, "disable_adapters", None), bool):
             state = "off" if module.disable_adapters else " ".join(module.active_adapters)
             how = [getattr(module, key, None) for key in ("scaling", "use_dora", "use_rslora", "merged_adapters")]
             acting.append(f"{name} {state} {how}")

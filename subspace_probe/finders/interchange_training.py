@@ -1,0 +1,146 @@
+"""Training subspaces by interchange, many at once: what `DAS` runs.
+
+A d x k matrix is trained whose thin QR factor is the basis, so a step costs one pass above the site and a factorisation
+of d x k; a full d x d rotation would cost d^3. Several arms (starts, labels) share every pass and nothing else.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from subspace_probe.core.errors import SiteError
+from subspace_probe.finders.interchange import Interchange, cross_entropy, within
+
+
+class Schedule(Protocol):
+    """The settings of a training; see `DAS`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def same(self) -> float: ...
+    @property
+    def boundary(self) -> float | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Trained(NamedTuple):
+    """What training gave, one an arm: orthonormal rows, and which of them are exchanged (1) or not (0)."""
+
+    bases: Float[Tensor, "arm k d"]
+    kept: Float[Tensor, "arm k"]
+
+    def frame(self, arm: int) -> Float[Tensor, "m d"]:
+        """The rows of an arm that are exchanged."""
+        return self.bases[arm][self.kept[arm] > 0].cpu()
+
+
+def train(
+    settings: Schedule,
+    task: Interchange,
+    labels: Int[Tensor, "arm n"],
+    start: Float[Tensor, "arm k d"],
+    *,
+    progress: bool = False,
+) -> Trained:
+    """Minimise the cross-entropy of the wanted answers, every arm for itself.
+
+    Args:
+        labels: the variable that is to be carried, one an arm.
+        start: orthonormal rows.
+    """
+    width, device = start.shape[-1], task.states.device
+    # columns as long as the square root of their width, so that a step of Adam turns them by about its rate
+    free = (start.to(device) * width**0.5).requires_grad_()
+    edge = torch.zeros(len(start), device=device, requires_grad=True)
+    optimiser = torch.optim.Adam([free, edge], lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=settings.steps)
+    order = torch.Generator().manual_seed(settings.seed)
+    queue: list[int] = []
+    bar: Callable[..., Any] = tqdm
+    for step in (shown := bar(range(settings.steps), desc="das", unit="step", disable=not progress, leave=False)):
+        queue = queue or torch.randperm(len(task.chunks), generator=order).tolist()
+        index = queue.pop()
+        mask, share = _mask(edge, start.shape[1], step / settings.steps, settings.boundary)
+        sources = task.sources(same=settings.same, seed=settings.seed + 1000 * step)
+        wanted = task.split(task.wanted(labels, sources))[index]
+        change = within(torch.linalg.qr(free.mT)[0].mT, mask)
+        logits = task.logits(task.chunks[index], task.split(sources)[index], change, arms=len(start), grad=True)
+        with torch.enable_grad():
+            loss = cross_entropy(logits, wanted).mean(1).sum()
+            total = loss + (settings.boundary or 0.0) * share.sum()
+        grads = torch.autograd.grad(total, [free, edge], allow_unused=True)
+        free.grad, edge.grad = grads
+        optimiser.step()
+        schedule.step()
+        shown.set_postfix(loss=f"{float(loss.detach()) / len(start):.3f}")
+    with torch.no_grad():
+        kept, _ = _mask(edge, start.shape[1], 1.0, settings.boundary)
+        return Trained(torch.linalg.qr(free.mT)[0].mT.detach(), (kept > 0.5).to(free))
+
+
+def linearised(task: Interchange, rank: int, *, seed: int) -> Float[Tensor, "k d"]:
+    """The subspace whose exchange does most to first order.
+
+    Exchanging the components inside V changes an objective by (V D) . (V G), with D the difference of states and G its
+    gradient at the base; over all orthonormal V that is greatest at the top eigenvectors of the mean of
+    (D G^T + G D^T) / 2. Solved in the span of the D and G, so its cost does not grow with the cube of the width.
+
+    Raises:
+        SiteError: every gradient is zero: nothing reads this state.
+    """
+    moves: list[Tensor] = []
+    gradients: list[Tensor] = []
+    sources = task.sources(same=0.0, seed=seed)
+    wanted = task.split(task.wanted(task.labels[None], sources))
+    for chunk, drawn, token in zip(task.chunks, task.split(sources), wanted, strict=True):
+        added: list[Tensor] = []
+
+        def probe(base: Tensor, source: Tensor, added: list[Tensor] = added) -> Tensor:
+            moves.append((source - base[0]).detach().double().cpu())
+            added.append(torch.zeros_like(base, requires_grad=True))
+            return base + added[0]
+
+        logits = task.logits(chunk, drawn, probe, grad=True)
+        with torch.enable_grad():
+            objective = -cross_entropy(logits, token).sum()
+        gradients.append(torch.autograd.grad(objective, added)[0][0].double().cpu())
+    d, g = torch.cat(moves), torch.cat(gradients)
+    if not bool(g.any()):
+        raise SiteError(
+            f"Nothing that is computed from {task.site.short} at {task.where} reaches the answer, so there is no "
+            "subspace to find. Take an earlier layer, or the token where the answer is given (last)."
+        )
+    frame = torch.linalg.qr(torch.cat([d, g]).T)[0].T  # rows that span all moves and gradients
+    inner = (frame @ d.T) @ (g @ frame.T)
+    vectors = torch.linalg.eigh((inner + inner.T) / 2)[1].flip(1)[:, :rank].T @ frame
+    return _completed(vectors, rank, seed).to(task.states.device, torch.float32)
+
+
+def _completed(vectors: Tensor, rank: int, seed: int) -> Tensor:
+    """Orthonormal rows; where there were fewer prompts than dimensions asked for, random ones make up the number."""
+    drawn = torch.randn(rank - len(vectors), vectors.shape[1], generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(torch.cat([vectors, drawn.to(vectors)]).T)[0].T
+
+
+def _mask(edge: Tensor, rank: int, progress: float, boundary: float | None) -> tuple[Tensor, Tensor]:
+    """How far each coordinate is exchanged, [arm, k], and the share of the rank that is.
+
+    A learned width w keeps coordinate i as far as w exceeds i + 1/2, so that w = m keeps exactly the first m once the
+    temperature has fallen. (A left edge at 0, as in the published code, leaves the first coordinate at one half.)
+    """
+    if boundary is None:
+        return torch.ones(len(edge), rank, device=edge.device), torch.zeros_like(edge)
+    share = edge.sigmoid()
+    temperature = max(rank / 4, 0.5) * (0.05 / max(rank / 4, 0.5)) ** progress
+    middles = torch.arange(rank, device=edge.device) + 0.5
+    mask = ((rank * share[:, None] - middles) / temperature).sigmoid()
+    # the first is always exchanged: an empty subspace is no answer
+    return torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1), share
