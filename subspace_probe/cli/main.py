@@ -1,6 +1,7 @@
 """The command tree, and the one place where errors become messages and exit codes.
 
-0: it ran, whatever it found. 2: something that was asked for cannot be done, said in one message. 130: interrupted.
+0: it ran, whatever it found. 1: what was checked does not hold. 2: something that was asked for cannot be done, said in
+one message. 130: interrupted.
 """
 
 import sys
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from subspace_probe import __version__
-from subspace_probe.cli import backends, capture, demo, find, organisms, report, steer, study
+from subspace_probe.cli import artifacts, backends, capture, demo, find, organisms, report, steer, study
 from subspace_probe.cli.options import PROGRESS
 from subspace_probe.cli.terminal import complain
 from subspace_probe.core.errors import SubspaceProbeError
@@ -78,6 +79,10 @@ app.command("find")(find.find)
 app.command("steer")(steer.steer)
 app.command("capture")(capture.capture)
 app.command("report")(report.report)
+app.command("export")(artifacts.export)
+app.command("import")(artifacts.import_)
+app.command("verify")(artifacts.verify)
+app.command("show")(artifacts.show)
 app.add_typer(organisms.app, name="organisms")
 app.add_typer(backends.app, name="backends")
 
