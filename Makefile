@@ -80,7 +80,7 @@ $(SIDE)/.installed: | $(STAMP)
 	    && touch $@ || echo "some could not be installed; their rows will say so"
 
 bench: $(STAMP) $(SIDE)/.installed
-	@for name in capture generation covariance large; do $(BIN)/python -m tests.benchmarks.$$name $(ARGS) || exit 1; done
+	@for name in capture generation covariance das large; do $(BIN)/python -m tests.benchmarks.$$name $(ARGS) || exit 1; done
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

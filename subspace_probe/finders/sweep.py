@@ -1,18 +1,18 @@
-"""Find a direction without knowing the layer: every site is tried, the choice is made on validation prompts only.
+"""Find a direction without knowing the layer: every position, site and finder is tried, validation prompts choose.
 
-The prompts are split by group into training, validation and test. Each site's subspace is fitted on training prompts,
-the site with the best validation AUROC is taken, and because a best of many is high by chance, its score is compared
-with the best of the same sites under permuted labels. The test prompts are touched once, at the end.
+The prompts are split by group into training, validation and test. Each subspace is fitted on training prompts, the one
+with the best validation AUROC is taken, and because a best of many is high by chance, its score is compared with the
+best of the same sweep under permuted labels. The test prompts are touched once, at the end.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from tqdm.auto import tqdm
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.errors import DataError
+from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
@@ -30,60 +30,107 @@ class Found:
     """What a sweep found.
 
     Attributes:
-        subspace: at the chosen site, fitted on training prompts; `found` says whether it beats the permuted sweeps.
-        table: one row a site: validation AUROC and d', and whether it was chosen.
+        subspace: the chosen one, fitted on training prompts; `found` says whether it beats the permuted sweeps.
+        table: one row a position, site and finder, best first: validation AUROC and d', and which was chosen.
     """
 
     subspace: Subspace
     table: Table
 
 
+class _Cell(NamedTuple):
+    """One thing to try: which activations (a position), at which site, with which finder."""
+
+    place: int
+    site: Site
+    finder: Finder
+
+
 def find(
-    acts: Activations,
-    finder: Finder,
+    acts: Activations | Sequence[Activations],
+    finder: Finder | Sequence[Finder],
     *,
     null_draws: int = 99,
     seed: int = 0,
     progress: bool = False,
 ) -> Found:
-    """Choose a site of `acts` by validation AUROC and fit the finder there.
+    """Choose a position, a site and a finder by validation AUROC.
 
     Args:
-        acts: one row a prompt, at one or more sites.
-        null_draws: sweeps under permuted labels behind the corrected p-value.
+        acts: one row a prompt, at one or more sites; several for several positions, all of the same prompts.
+        finder: one, or several.
+        null_draws: sweeps under permuted labels behind the corrected p-value. Each fits every cell again.
         seed: of the split and the permutations.
+        progress: show bars.
 
     Raises:
+        ConfigError: nothing to try, or positions of different prompts.
         DataError: too few groups of prompts to split in three.
     """
-    n_groups = len(set(acts.contrast.groups))
+    places = [acts] if isinstance(acts, Activations) else list(acts)
+    finders = list(finder) if isinstance(finder, Sequence) else [finder]
+    cells = [_Cell(i, site, f) for i, place in enumerate(places) for site in place.sites for f in finders]
+    _require_comparable(places, cells)
+    parts = [_thirds(place, seed) for place in places]
+    shown: Callable[..., Any] = tqdm
+    fits: list[Subspace] = []
+    scores: list[tuple[float, float]] = []
+    for place, site, one in shown(cells, desc="fits", disable=not progress, leave=False):
+        train, validation, _ = parts[place]
+        fits.append(one.fit(train, site))
+        scores.append(score(fits[-1], validation, site))
+    # AUROC saturates at 1 where prompts are few, so equal ones are told apart by d'
+    order = sorted(range(len(cells)), key=lambda i: scores[i], reverse=True)
+    best = order[0]
+    null = _permuted_best([part[:2] for part in parts], cells, null_draws, seed, progress)
+    p = (1 + sum(other >= scores[best] for other in null)) / (1 + len(null)) if null else float("nan")
+    rows = [
+        {
+            "site": cells[i].site.short,
+            "layer": cells[i].site.layer,
+            "position": str(places[cells[i].place].where),
+            "finder": cells[i].finder.name,
+            "auroc": scores[i][0],
+            "d_prime": scores[i][1],
+            "chosen": i == best,
+        }
+        for i in order
+    ]
+    notes = {
+        "validation_auroc": scores[best][0],
+        "test_auroc": score(fits[best], parts[cells[best].place][2], cells[best].site)[0],
+        "sites_tried": len(cells),
+        "p_of_the_best": p,
+    }
+    subspace = replace(fits[best], found=fits[best].found and not p > 0.05, notes={**fits[best].notes, **notes})
+    return Found(subspace, Table.of(rows, "validation AUROC of the direction fitted at each position, site and finder"))
+
+
+def _require_comparable(places: Sequence[Activations], cells: Sequence[_Cell]) -> None:
+    if not cells:
+        raise ConfigError("A sweep over nothing was asked for. Give activations and at least one finder.")
+    first = places[0].contrast
+    for place in places[1:]:
+        if place.contrast.prompts != first.prompts or place.contrast.labels != first.labels:
+            raise ConfigError(
+                f"The positions {places[0].where} and {place.where} hold other prompts or labels. Capture the same "
+                "contrast at each."
+            )
+    n_groups = len(set(first.groups))
     if n_groups < LEAST_GROUPS:
         raise DataError(
-            f"{acts.contrast.name!r} has {n_groups} groups of prompts; choosing a site needs at least {LEAST_GROUPS}, "
+            f"{first.name!r} has {n_groups} groups of prompts; choosing a site needs at least {LEAST_GROUPS}, "
             "to split them into training, validation and test. Add prompts."
         )
+
+
+def _thirds(acts: Activations, seed: int) -> tuple[Activations, Activations, Activations]:
+    """Half to train on, a quarter to choose by, a quarter to judge by."""
     train, rest = acts.split(0.5, seed=seed)
     validation, test = rest.split(0.5, seed=seed)
     for part in (train, validation, test):
         part.contrast.require_both_classes()
-    fits = {site: finder.fit(train, site) for site in acts.sites}
-    scores = {site: score(fit, validation, site) for site, fit in fits.items()}
-    best = max(scores, key=lambda site: scores[site])
-    null = _permuted_best(train, validation, finder, acts.sites, null_draws, seed, progress)
-    # AUROC saturates at 1 where prompts are few, so equal ones are told apart by d'
-    p = (1 + sum(other >= scores[best] for other in null)) / (1 + len(null)) if null else float("nan")
-    rows = [
-        {"site": site.short, "layer": site.layer, "auroc": a, "d_prime": d, "chosen": site == best}
-        for site, (a, d) in scores.items()
-    ]
-    notes = {
-        "validation_auroc": scores[best][0],
-        "test_auroc": score(fits[best], test, best)[0],
-        "sites_tried": len(scores),
-        "p_of_the_best": p,
-    }
-    subspace = replace(fits[best], found=fits[best].found and not p > 0.05, notes={**fits[best].notes, **notes})
-    return Found(subspace, Table.of(rows, "validation AUROC of the direction fitted at each site"))
+    return train, validation, test
 
 
 def score(fit: Subspace, acts: Activations, site: Site) -> tuple[float, float]:
@@ -97,19 +144,23 @@ def score(fit: Subspace, acts: Activations, site: Site) -> tuple[float, float]:
 
 
 def _permuted_best(
-    train: Activations,
-    validation: Activations,
-    finder: Finder,
-    sites: Sequence[Site],
+    parts: Sequence[tuple[Activations, Activations]],
+    cells: Sequence[_Cell],
     draws: int,
     seed: int,
     progress: bool,
 ) -> list[tuple[float, float]]:
-    """The best validation score over all sites, under permuted labels."""
-    refitted = quick(finder)
+    """The best validation score over all cells, under permuted labels."""
     bar: Callable[..., Any] = tqdm
     best: list[tuple[float, float]] = []
     for draw in bar(range(seed, seed + draws), desc="permuted sweeps", disable=not progress, leave=False):
-        parts = [shuffled(finder, part, seed=draw) for part in (train, validation)]
-        best.append(max(score(refitted.fit(parts[0], site), parts[1], site) for site in sites))
+        scores: list[tuple[float, float]] = []
+        drawn: dict[tuple[int, int], list[Activations]] = {}
+        for place, site, finder in cells:
+            key = place, id(finder)
+            if key not in drawn:
+                drawn[key] = [shuffled(finder, part, seed=draw) for part in parts[place]]
+            train, validation = drawn[key]
+            scores.append(score(quick(finder).fit(train, site), validation, site))
+        best.append(max(scores))
     return best

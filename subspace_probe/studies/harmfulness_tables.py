@@ -7,19 +7,17 @@ import torch
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.protocols import Finder, Metric
 from subspace_probe.core.reports import Table
-from subspace_probe.core.sites import Site, resid_pre
+from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.core.tokens import LAST, T_INST, T_POST_INST, Where
+from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
 from subspace_probe.diagnostics.cosines import Reading
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.diagnostics.readouts import coordinate, layer_curve
-from subspace_probe.finders.mean_difference import MeanDifference
-from subspace_probe.finders.published_selection import evaluate_candidates, select_published
+from subspace_probe.finders.published_selection import find_published
 from subspace_probe.interventions.ablate import Ablate
 from subspace_probe.interventions.conditions import condition_logits, outcomes
 from subspace_probe.interventions.steer import Steer
@@ -233,24 +231,7 @@ def completions(
 
 def published_selection(model: HookedModel, data: Prompts, refusal_score: Metric) -> Table:
     """The published choice among post-instruction tokens and layers, on validation prompts."""
-    train, validation = data.plain(data.train), data.plain(data.validation)
-    batch = model.tokens(train.prompts)
-    tail = int((batch.lengths - 1 - batch.instruction[:, 1]).min())
-    directions: dict[tuple[int, int], Subspace] = {}
-    for position in range(-tail, 0):
-        acts = model.capture(train, sites=resid_pre(), where=LAST.offset(position + 1))
-        for site in acts.sites:
-            fit = MeanDifference(null_draws=0).fit(acts, site)
-            if float(fit.scale[0]) > 0:  # layer 0 of template tokens: every prompt has the same state
-                directions[position, site.layer] = fit
-    harmful, harmless = (validation.where(label=label).prompts[:32] for label in (1, 0))
-    rows = evaluate_candidates(model, directions, harmful, harmless, refusal_score)
-    try:
-        kept: Sequence[Any] = select_published(rows, model.spec.n_layers)
-    except ConfigError:
-        kept = ()
-    records = [{**vars(row), "kept": row in kept, "chosen": bool(kept) and row == kept[0]} for row in rows]
-    return Table.of(records, "the published filters on layer, KL and induce score, then the lowest bypass score")
+    return find_published(model, data.plain(data.train), data.plain(data.validation), refusal_score)[1]
 
 
 def summary(model: str, findings: Sequence[Finding]) -> list[str]:
