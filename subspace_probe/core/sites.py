@@ -10,6 +10,7 @@ of the attention's output projection, `mlp_post` the input of the MLP's down pro
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, final, get_args
 
@@ -99,6 +100,15 @@ class Site:
                 f"Use 0 to {n_layers - 1}, or -{n_layers} to -1."
             )
         return self if self.layer >= 0 else replace(self, layer=self.layer + n_layers)
+
+    def lifted(self, n_layers: int, taken: Collection["Site"] = ()) -> "Site":
+        """`resid_post[l]` under its other name, `resid_pre[l + 1]`, so that block l need not run again; else itself.
+
+        Args:
+            taken: sites that something else edits; both names of one tensor must not be used at once.
+        """
+        above = Site(self.layer + 1, "resid_pre")
+        return above if self.stream == "resid_post" and above.layer < n_layers and above not in taken else self
 
     @property
     def order(self) -> tuple[int, int]:

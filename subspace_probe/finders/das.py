@@ -14,11 +14,12 @@ from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError, RankError
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.finders.interchange import Change, Interchange, unchanged, whole, within
-from subspace_probe.finders.interchange_training import Trained, linearised, train
+from subspace_probe.finders.interchange_training import Schedule, Trained, linearised, train
 from subspace_probe.linalg.angles import principal_angles
 from subspace_probe.linalg.resampling import wilson_interval
 from subspace_probe.models.hooked import HookedModel
@@ -108,6 +109,8 @@ class DAS:
             SiteError: nothing that is computed from this state reaches the answer.
         """
         contrast.require_both_classes()
+        # in an order of their own, so that the order in which prompts were given changes nothing
+        contrast = contrast.take(sorted(range(len(contrast)), key=lambda row: content_key(contrast.prompts[row])))
         if model.spec.encoder:
             raise ConfigError(f"{model.spec.family} is an encoder and has no next token to answer with.")
         if self.rank > (width := model.backend.width(site)):
@@ -120,7 +123,8 @@ class DAS:
         labels = torch.cat([true, _arbitrary(true, self.seed + 1)]) if "labels" in self.controls else true
         first = linearised(task, self.rank, seed=self.seed)
         start = self._starts(first)
-        trained = train(self, task, labels, start.repeat(len(labels) // len(true), 1, 1), progress=progress)
+        schedule = Schedule(self.steps, self.lr, self.same, self.boundary, self.seed)
+        trained = train(schedule, task, labels, start.repeat(len(labels) // len(true), 1, 1), progress=progress)
         losses = judged(task, within(*trained), labels, self.seed)["loss"][: len(true)]
         best = int(losses.argmin())
         results = self._shares(task, test, trained, labels, best)
@@ -128,7 +132,7 @@ class DAS:
         results["linearised"] = judged(test, within(first[None]), true[:1], self.seed)["all"][0]
         if "weights" in self.controls:
             fresh = _tasks(self, reinitialised(model, seed=self.seed), contrast, site, where, parts)
-            bare = train(self, fresh[0], true, start, progress=progress)
+            bare = train(schedule, fresh[0], true, start, progress=progress)
             results["control_weights"] = _largest(judged(fresh[1], within(*bare), true, self.seed)["all"])
         results |= {"train_losses": losses.tolist(), **_agreement(trained, len(true))}
         return self._result(task, trained.frame(best), results, model.provenance(contrast))

@@ -96,7 +96,7 @@ class Interchange:
         self.states = self.acts.at(self.site).to(model.backend.device)
         self.labels = torch.tensor(contrast.labels)
         self.answers = answer_ids(model, contrast)
-        self.entry = _lifted(model, self.site)
+        self.entry = self.site.lifted(model.spec.n_layers, model.standing_sites)
         self.bases: Int[Tensor, " bases"] = torch.tensor(bases)
         self.chunks = [
             self._chunk(contrast, bases[start : start + batch_size]) for start in range(0, len(bases), batch_size)
@@ -194,10 +194,3 @@ def within(bases: Float[Tensor, "arm k d"], mask: Float[Tensor, "arm k"] | None 
         return base + (coords @ frame).to(base)
 
     return change
-
-
-def _lifted(model: HookedModel, site: Site) -> Site:
-    """The same tensor under the name that lies a block higher, where there is one: its own block need not run."""
-    above = Site(site.layer + 1, "resid_pre")
-    liftable = site.stream == "resid_post" and above.layer < model.spec.n_layers
-    return above if liftable and above not in model.standing_sites else site

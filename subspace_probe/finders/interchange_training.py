@@ -5,7 +5,8 @@ of d x k; a full d x d rotation would cost d^3. Several arms (starts, labels) sh
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,19 +17,16 @@ from subspace_probe.core.errors import SiteError
 from subspace_probe.finders.interchange import Interchange, cross_entropy, within
 
 
-class Schedule(Protocol):
-    """The settings of a training; see `DAS`."""
+@final
+@dataclass(frozen=True)
+class Schedule:
+    """How to train; see `DAS`."""
 
-    @property
-    def steps(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def same(self) -> float: ...
-    @property
-    def boundary(self) -> float | None: ...
-    @property
-    def seed(self) -> int: ...
+    steps: int
+    lr: float = 0.1
+    same: float = 0.0
+    boundary: float | None = None
+    seed: int = 0
 
 
 class Trained(NamedTuple):
@@ -43,7 +41,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    settings: Schedule,
+    schedule: Schedule,
     task: Interchange,
     labels: Int[Tensor, "arm n"],
     start: Float[Tensor, "arm k d"],
@@ -60,29 +58,29 @@ def train(
     # columns as long as the square root of their width, so that a step of Adam turns them by about its rate
     free = (start.to(device) * width**0.5).requires_grad_()
     edge = torch.zeros(len(start), device=device, requires_grad=True)
-    optimiser = torch.optim.Adam([free, edge], lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=settings.steps)
-    order = torch.Generator().manual_seed(settings.seed)
+    optimiser = torch.optim.Adam([free, edge], lr=schedule.lr)
+    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=schedule.steps)
+    order = torch.Generator().manual_seed(schedule.seed)
     queue: list[int] = []
     bar: Callable[..., Any] = tqdm
-    for step in (shown := bar(range(settings.steps), desc="das", unit="step", disable=not progress, leave=False)):
+    for step in (shown := bar(range(schedule.steps), desc="das", unit="step", disable=not progress, leave=False)):
         queue = queue or torch.randperm(len(task.chunks), generator=order).tolist()
         index = queue.pop()
-        mask, share = _mask(edge, start.shape[1], step / settings.steps, settings.boundary)
-        sources = task.sources(same=settings.same, seed=settings.seed + 1000 * step)
+        mask, share = _mask(edge, start.shape[1], step / schedule.steps, schedule.boundary)
+        sources = task.sources(same=schedule.same, seed=schedule.seed + 1000 * step)
         wanted = task.split(task.wanted(labels, sources))[index]
         change = within(torch.linalg.qr(free.mT)[0].mT, mask)
         logits = task.logits(task.chunks[index], task.split(sources)[index], change, arms=len(start), grad=True)
         with torch.enable_grad():
             loss = cross_entropy(logits, wanted).mean(1).sum()
-            total = loss + (settings.boundary or 0.0) * share.sum()
+            total = loss + (schedule.boundary or 0.0) * share.sum()
         grads = torch.autograd.grad(total, [free, edge], allow_unused=True)
         free.grad, edge.grad = grads
         optimiser.step()
-        schedule.step()
+        rate.step()
         shown.set_postfix(loss=f"{float(loss.detach()) / len(start):.3f}")
     with torch.no_grad():
-        kept, _ = _mask(edge, start.shape[1], 1.0, settings.boundary)
+        kept, _ = _mask(edge, start.shape[1], 1.0, schedule.boundary)
         return Trained(torch.linalg.qr(free.mT)[0].mT.detach(), (kept > 0.5).to(free))
 
 

@@ -123,8 +123,7 @@ def _hoisted(edits: EditMap, n_layers: int, taken: frozenset[Site]) -> EditMap:
     """Edits of resid_post[l] moved to resid_pre[l + 1], the same tensor, so that block l need not run again."""
     moved: dict[Site, Edit] = {}
     for site, edit in edits.items():
-        liftable = site.stream == "resid_post" and site.layer + 1 < n_layers
-        target = Site(site.layer + 1, "resid_pre") if liftable else site
+        target = site.lifted(n_layers)
         if target != site and (target in edits or target in taken):
             return edits  # both names of one tensor are edited, here or by the model: leave their order alone
         moved[target] = edit

@@ -6,7 +6,6 @@ site) is timed apart and printed beside. Both then give their loss for one and t
 """
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 import subspace_probe as sp
 from subspace_probe.core.tokens import Where
 from subspace_probe.finders.interchange import Interchange, cross_entropy, within
-from subspace_probe.finders.interchange_training import train
+from subspace_probe.finders.interchange_training import Schedule, train
 from tests.benchmarks.side_by_side import Contestant, Timed, contestant, measure, report, settings
 from tests.benchmarks.subjects import as_text, drawn, gpt2_small, words
 
@@ -75,7 +74,7 @@ def main() -> None:
         wanted = task.wanted(labels, sources)
 
         def ours(task: Interchange = task, labels: Tensor = labels) -> Timed:
-            plan = SimpleNamespace(steps=STEPS, lr=0.1, same=0.0, boundary=None, seed=0)
+            plan = Schedule(STEPS)
             start = torch.nn.functional.normalize(
                 torch.randn(1, 1, 768, generator=torch.Generator().manual_seed(0)), dim=-1
             )
