@@ -42,12 +42,23 @@ _NAMES = {
     "Report": "core.reports",
     "HookedModel": "models.hooked",
     "MeanDifference": "finders.mean_difference",
+    "PCA": "finders.pca",
+    "FactorSubspaces": "finders.factors",
+    "LDA": "finders.lda",
+    "LinearProbe": "finders.linear_probe",
+    "LEACE": "finders.leace",
+    "SAELatents": "finders.sae_latents",
+    "DAS": "finders.das",
+    "ActiveSubspace": "finders.active_subspace",
+    "WeightDelta": "finders.weight_delta",
+    "find": "finders.sweep",
+    "compare_subspaces": "diagnostics.similarity",
     "Steer": "interventions.steer",
     "Ablate": "interventions.ablate",
     "measure": "diagnostics.measuring",
     "audit": "diagnostics.auditing",
 }
-_MODULES = ("figures", "linalg", "organisms", "studies")
+_MODULES = ("dictionaries", "figures", "linalg", "organisms", "studies")
 
 __all__ = ["__version__", "load_contrast", "load_model", *_NAMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 

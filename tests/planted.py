@@ -4,13 +4,21 @@ import torch
 from torch import Tensor
 
 
-def planted(n: int = 400, d: int = 48, gap: float = 3.0, *, seed: int = 0, shift: float = 0.0) -> tuple[Tensor, ...]:
-    """Rows with anisotropic noise and a gap along a unit vector: (x [n d], labels [n], unit [d])."""
+def planted(
+    n: int = 400,
+    d: int = 48,
+    gap: float = 3.0,
+    *,
+    seed: int = 0,
+    shift: float = 0.0,
+    spread: tuple[float, float] = (0.2, 2.0),
+) -> tuple[Tensor, ...]:
+    """Rows with noise of unequal variance and a gap along a unit vector: (x [n d], labels [n], unit [d])."""
     generator = torch.Generator().manual_seed(seed)
     unit = torch.randn(d, generator=generator)
     unit /= unit.norm()
     labels = torch.arange(n) % 2
-    noise = torch.randn(n, d, generator=generator) * torch.linspace(0.2, 2.0, d)
+    noise = torch.randn(n, d, generator=generator) * torch.linspace(*spread, d)
     return noise + gap * labels[:, None] * unit + shift, labels, unit
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ShapeError, SiteError, unknown
+from subspace_probe.core.errors import DataError, ShapeError, SiteError, unknown
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
+from subspace_probe.linalg import heavy
 from subspace_probe.linalg.finite import all_finite
 
 
@@ -51,6 +52,42 @@ class MemoryRows:
     def read(self, site: Site, start: int, stop: int) -> Float[Tensor, "rows width"]:
         """Some rows of a site."""
         return self.tensors[site][start:stop]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Some of other rows, which stay where they are, on disk or in memory.
+
+    Attributes:
+        source: all rows.
+        kept: indices of those that are left, ascending, shape [k].
+    """
+
+    source: Rows
+    kept: Int[Tensor, " k"]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """What was captured, in forward order."""
+        return self.source.sites
+
+    @property
+    def n(self) -> int:
+        """Number of rows that are left."""
+        return len(self.kept)
+
+    def width(self, site: Site) -> int:
+        """Width of a site."""
+        return self.source.width(site)
+
+    def read(self, site: Site, start: int, stop: int) -> Float[Tensor, "rows width"]:
+        """Some rows of a site; what lies between the first and the last of them is read as well."""
+        kept = self.kept[start:stop]
+        if not len(kept):
+            return self.source.read(site, 0, 0)
+        first = int(kept[0])
+        return self.source.read(site, first, int(kept[-1]) + 1)[kept - first]
 
 
 @final
@@ -104,6 +141,14 @@ class Activations:
             raise unknown("factor", name, self.contrast.factors)
         return torch.tensor(self.contrast.factors[name])[self.prompt]
 
+    def width(self, site: Site) -> int:
+        """Width of a site.
+
+        Raises:
+            SiteError: a site that was not captured.
+        """
+        return self.rows.width(self._require(site))
+
     def at(self, site: Site) -> Float[Tensor, "n d_model"]:
         """All rows of one site, shape [n, width]."""
         return self.rows.read(self._require(site), 0, self.rows.n)
@@ -129,11 +174,52 @@ class Activations:
 
     def take(self, keep: Int[Tensor, " k"]) -> "Activations":
         """Some rows, in memory, with their prompts."""
+        return self._kept(MemoryRows({site: self.at(site)[keep] for site in self.sites}), keep)
+
+    def heavy_rows(self, site: Site) -> Int[Tensor, " k"]:
+        """Rows so long that each alone could be a component: those with `||a_i||^2 >= ||A||_F^2 / d` about zero.
+
+        First tokens and massive activations usually. They are reported, never dropped silently: look at their
+        `prompt` and `position`, then call `without`.
+
+        Raises:
+            DataError: no more rows than the site is wide, so that the average row would count.
+            ShapeError: non-finite activations, with the rows.
+        """
+        width = self.width(site)
+        if self.rows.n <= width:
+            raise DataError(
+                f"The heavy rows at {site.short} were asked for, but there are {self.rows.n} rows of width {width}; "
+                "with so few the average row counts as heavy. Capture more prompts or more tokens of each."
+            )
+        return heavy.heavy_rows(block for block, _ in self.batches(site))
+
+    def without(self, rows: Int[Tensor, " k"]) -> "Activations":
+        """All rows but these. What lies on disk stays there and is read a block at a time, as before.
+
+        Raises:
+            ShapeError: a row that does not exist.
+            DataError: nothing is left.
+        """
+        keep = torch.ones(self.rows.n, dtype=torch.bool)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows.n:
+            raise ShapeError(
+                f"Rows {int(rows.min())} to {int(rows.max())} were to be left out of {self.rows.n}; rows are counted "
+                f"from 0 to {self.rows.n - 1}. Take them from heavy_rows of these same activations."
+            )
+        keep[rows.cpu()] = False
+        if not bool(keep.any()):
+            raise DataError(f"All {self.rows.n} rows were to be left out. Leave some in.")
+        left = keep.nonzero().flatten()
+        return self._kept(KeptRows(self.rows, left), left)
+
+    def _kept(self, rows: Rows, keep: Tensor) -> "Activations":
+        """These rows, which `keep` are, with their prompts."""
         prompts = sorted({int(p) for p in self.prompt[keep]})
         renumber = {old: new for new, old in enumerate(prompts)}
         return replace(
             self,
-            rows=MemoryRows({site: self.at(site)[keep] for site in self.sites}),
+            rows=rows,
             contrast=self.contrast.take(prompts),
             prompt=torch.tensor([renumber[int(p)] for p in self.prompt[keep]], dtype=torch.long),
             position=self.position[keep],

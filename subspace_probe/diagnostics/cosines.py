@@ -21,11 +21,11 @@ from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.intervals import range_of
+from subspace_probe.diagnostics.similarity import CHANCE, state_covariance
 from subspace_probe.diagnostics.stability import split_half_overlaps
 from subspace_probe.finders.permuting import quick
 from subspace_probe.linalg.angles import cosine
-from subspace_probe.linalg.bases import covariance_matched_directions
-from subspace_probe.linalg.moments import Moments
+from subspace_probe.linalg.nulls import cosine_null
 
 
 @final
@@ -64,20 +64,11 @@ class Reading:
                 found.append(torch.full((self.acts.rows.width(self.site),), torch.nan, dtype=torch.float64))
         return torch.stack(found)
 
-    def covariance(self) -> Float[Tensor, "d d"]:
-        """Covariance of the states at this position."""
-        moments = Moments.empty(self.acts.rows.width(self.site))
-        for block, _ in self.acts.batches(self.site):
-            moments = moments.update(block)
-        return moments.covariance()
-
 
 def chance_range(a: Reading, b: Reading, *, draws: int = 1000, seed: int) -> Interval:
     """Cosines of random pairs of directions, each with the covariance of its own position's states."""
-    norm = torch.ones(())
-    first = covariance_matched_directions(draws, a.covariance(), seed=seed, norm=norm)
-    second = covariance_matched_directions(draws, b.covariance(), seed=seed + 1, norm=norm)
-    return range_of((first * second).sum(1), "random pairs with the covariance of the states")
+    first, second = (state_covariance(reading.acts, reading.site) for reading in (a, b))
+    return range_of(cosine_null(first, covariance_b=second, n=draws, seed=seed), CHANCE)
 
 
 def compare(

@@ -46,7 +46,7 @@ def split_half_overlaps(
 @final
 @dataclass(frozen=True)
 class Stability:
-    """Cosine between directions found on two halves of the data.
+    """Cosine between directions (overlap between subspaces) found on two halves of the data.
 
     Null: the same under permuted labels. Expected near 1 for a direction that the data determine. Cannot see whether
     the direction is used.
@@ -73,6 +73,7 @@ class Stability:
         halves = split_half_overlaps(case.finder, case.acts, site, draws=self.draws, seed=case.seed)
         null = split_half_overlaps(case.finder, case.acts, site, draws=self.draws, seed=case.seed, permuted=True)
         spread = range_of(halves, f"{self.draws} split halves")
+        kind = "cosine" if case.subspace.rank == 1 else "overlap"
         found = Finding(
             "control.stability",
             "the same direction is found on disjoint halves of the prompts",
@@ -80,6 +81,6 @@ class Stability:
             Interval(spread.low, spread.high, of=spread.of),
             range_of(null, f"{self.draws} split halves under permuted labels"),
             case.acts.rows.n,
-            note=f"median cosine between halves {float(halves.median()):.3f}",
+            note=f"median {kind} between halves {float(halves.median()):.3f}",
         )
         return [found.judged("above", margin=0.1)]

@@ -49,7 +49,6 @@ class ActiveSubspace:
         null_draws: draws of random directions behind `found`; 0 skips the test.
         seed: of the draws.
         batch_tokens: how many tokens, pads included, one pass may have.
-        progress: show a bar.
     """
 
     name: ClassVar[str] = "active_subspace"
@@ -62,7 +61,6 @@ class ActiveSubspace:
     null_draws: int = 19
     seed: int = 0
     batch_tokens: int = 4096
-    progress: bool = False
 
     def __post_init__(self) -> None:
         if (self.rank is not None and self.rank < 1) or self.along < 0 or self.null_draws < 0:
@@ -73,7 +71,9 @@ class ActiveSubspace:
         if self.rank is None and self.null_draws == 0:
             raise ConfigError("rank=None takes the rank from the null, but null_draws=0 draws none. Give a rank.")
 
-    def fit(self, model: HookedModel, contrast: Contrast, site: Site, where: Where) -> Subspace:
+    def fit(
+        self, model: HookedModel, contrast: Contrast, site: Site, where: Where, *, progress: bool = False
+    ) -> Subspace:
         """The active subspace at a site, from the prompts of a contrast.
 
         Args:
@@ -90,7 +90,7 @@ class ActiveSubspace:
         acts = model.capture(contrast, sites=site, where=where, batch_tokens=self.batch_tokens)
         states = acts.at(site).cpu()
         states = states.to(torch.promote_types(states.dtype, torch.float32))
-        gradients = self._gradients(model, acts, states, site, metric)
+        gradients = self._gradients(model, acts, states, site, metric, progress)
         values, basis = active_directions(gradients)
         null = self._null(gradients)
         idle = float(values[0]) == 0.0
@@ -139,11 +139,17 @@ class ActiveSubspace:
         return top
 
     def _gradients(
-        self, model: HookedModel, acts: Activations, states: Float[Tensor, "n d"], site: Site, metric: Metric
+        self,
+        model: HookedModel,
+        acts: Activations,
+        states: Float[Tensor, "n d"],
+        site: Site,
+        metric: Metric,
+        progress: bool,
     ) -> Float[Tensor, "n d"]:
         gradients = partial(
             metric_gradients, model, acts.contrast.prompts, site, acts.where, metric,
-            batch_tokens=self.batch_tokens, progress=self.progress,
+            batch_tokens=self.batch_tokens, progress=progress,
         )  # fmt: skip
         if not self.along:
             return gradients()

@@ -1,7 +1,7 @@
 """One fit of one finder: rows as they stream by, and what every result says about where it came from."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, final
 
 import torch
@@ -104,7 +104,7 @@ def _settings(finder: object) -> dict[str, Any]:
     """The fields of a finder as JSON values; what has none is named."""
     if not is_dataclass(finder) or isinstance(finder, type):
         return {}
-    return {name: _plain(value) for name, value in asdict(finder).items()}
+    return {field.name: _plain(getattr(finder, field.name)) for field in fields(finder)}
 
 
 def _plain(value: Any) -> Any:

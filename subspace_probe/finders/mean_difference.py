@@ -35,6 +35,8 @@ class MeanDifference:
     """
 
     name: ClassVar[str] = "mean_difference"
+    cost: ClassVar[str] = "one pass, O(n d) per permutation"
+    use: ClassVar[str] = "first; the direction most steering and ablation is done with"
 
     paired: bool = False
     strata: str | None = None

@@ -15,4 +15,6 @@ class ModelFinder(Protocol):
 
     name: ClassVar[str]
 
-    def fit(self, model: HookedModel, contrast: Contrast, site: Site, where: Where) -> Subspace: ...
+    def fit(
+        self, model: HookedModel, contrast: Contrast, site: Site, where: Where, *, progress: bool = False
+    ) -> Subspace: ...

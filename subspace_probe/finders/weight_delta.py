@@ -1,12 +1,13 @@
 """Singular subspaces of what tuning changed in the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, RankError, ShapeError
@@ -79,7 +80,9 @@ class WeightDelta:
         if self.null_draws < 0:
             raise ConfigError(f"null_draws={self.null_draws} was given. It is a number of draws, or 0.")
 
-    def fit(self, model: HookedModel, contrast: Contrast | None, site: Site, where: Where) -> Subspace:
+    def fit(
+        self, model: HookedModel, contrast: Contrast | None, site: Site, where: Where, *, progress: bool = False
+    ) -> Subspace:
         """The singular subspace at a site of the base model.
 
         Args:
@@ -99,7 +102,9 @@ class WeightDelta:
         values, vectors = torch.linalg.eigh(_gram(_deltas(pairs)))
         singular, basis = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1).T
         empty = float(singular[0]) == 0.0
-        null = torch.tensor([0.0 if empty else self._null(pairs, draw) for draw in range(self.null_draws)]).double()
+        bar: Callable[..., Any] = tqdm
+        draws = bar(range(0 if empty else self.null_draws), desc="sign flips", disable=not progress, leave=False)
+        null = torch.tensor([self._null(pairs, draw) for draw in draws], dtype=torch.float64)
         p = permutation_p(float(singular[0]), null, side="greater") if len(null) else float("nan")
         edge = float(null.quantile(0.95)) if len(null) else _noise_edge(singular, sum(len(a.weight) for a, _ in pairs))
         kept = basis[: 1 if empty else self._rank(singular, edge)]

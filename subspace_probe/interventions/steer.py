@@ -9,7 +9,7 @@ from torch import Tensor
 from subspace_probe.core.edits import At, EditMap
 from subspace_probe.core.errors import ConfigError, SiteError
 from subspace_probe.core.sites import Site
-from subspace_probe.core.subspaces import Subspace
+from subspace_probe.core.subspaces import ACTIVATION, Subspace
 from subspace_probe.core.tokens import ALL, Where
 
 
@@ -37,6 +37,11 @@ class Steer:
     def __post_init__(self) -> None:
         if not math.isfinite(self.strength):
             raise ConfigError(f"The strength is {self.strength}. It must be a finite number.")
+        if self.subspace.scale_unit != ACTIVATION:
+            raise ConfigError(
+                f"The subspace's steps are in units of {self.subspace.scale_unit}, so a strength would mean nothing. "
+                "Give it steps in activation units: subspace.with_scale([...])."
+            )
         if self.site is None and self.subspace.site is None:
             raise SiteError("The subspace does not say where it was found. Pass site=Site(layer).")
 

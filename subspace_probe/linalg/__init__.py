@@ -13,15 +13,7 @@ Axis names, used in every annotation of this floor:
 A basis is `[k d]` with orthonormal rows. Cosines are signed; overlaps are not.
 """
 
-from subspace_probe.linalg.angles import (
-    chance_overlap,
-    cosine,
-    cosine_null,
-    isotropic_cosine_quantile,
-    mode_subspace_overlap,
-    overlap,
-    principal_angles,
-)
+from subspace_probe.linalg.angles import cosine, mode_subspace_overlap, overlap, principal_angles
 from subspace_probe.linalg.bases import (
     complement,
     covariance_matched_directions,
@@ -30,10 +22,19 @@ from subspace_probe.linalg.bases import (
     random_directions,
     random_subspace,
 )
+from subspace_probe.linalg.heavy import heavy_rows
 from subspace_probe.linalg.moments import Moments, class_moments
+from subspace_probe.linalg.nulls import (
+    chance_overlap,
+    cosine_null,
+    isotropic_cosine_quantile,
+    overlap_null,
+    top_cosine_null,
+)
 from subspace_probe.linalg.permutations import permutation_p, permute_labels
 from subspace_probe.linalg.projections import coords, lift, project, reject
 from subspace_probe.linalg.ranking import auroc, auroc_interval
+from subspace_probe.linalg.ranks import ParallelAnalysis, noise_edge, parallel_analysis
 from subspace_probe.linalg.resampling import (
     bootstrap_interval,
     bootstrap_statistic,
@@ -45,6 +46,7 @@ from subspace_probe.linalg.resampling import (
 
 __all__ = [
     "Moments",
+    "ParallelAnalysis",
     "auroc",
     "auroc_interval",
     "bootstrap_interval",
@@ -58,11 +60,15 @@ __all__ = [
     "cosine_null",
     "covariance_matched_directions",
     "fix_sign",
+    "heavy_rows",
     "isotropic_cosine_quantile",
     "lift",
     "mode_subspace_overlap",
+    "noise_edge",
     "orthonormalise",
     "overlap",
+    "overlap_null",
+    "parallel_analysis",
     "percentile_interval",
     "permutation_p",
     "permute_labels",
@@ -72,5 +78,6 @@ __all__ = [
     "random_subspace",
     "reject",
     "split_halves",
+    "top_cosine_null",
     "wilson_interval",
 ]

@@ -1,19 +1,17 @@
-"""How far apart directions and subspaces are, and how far apart chance would put them.
+"""How far apart directions and subspaces are; how far apart chance would put them is in `nulls`.
 
 `cosine` is signed and between directions; `overlap` is unsigned and between subspaces. Results are float64 on the CPU.
 Background: Knyazev & Argentati 2002, https://doi.org/10.1137/S1064827500377332 (accurate principal angles).
 """
 
-# torch leaves its linear algebra untyped and scipy ships no stubs; everything here is annotated at its own edges.
+# torch leaves its linear algebra untyped; everything here is annotated at its own edges.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportMissingTypeStubs=false
 
 import torch
 from jaxtyping import Float, Float64
-from scipy.special import betaincinv
 from torch import Tensor
 
-from subspace_probe.linalg.bases import covariance_matched_directions, orthonormalise
+from subspace_probe.linalg.bases import orthonormalise
 
 
 def cosine(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> float:
@@ -56,7 +54,7 @@ def principal_angles(a: Float[Tensor, "k d"], b: Float[Tensor, "l d"]) -> Float6
 def overlap(a: Float[Tensor, "k d"], b: Float[Tensor, "l d"]) -> float:
     """Mean squared cosine of the principal angles over `min(k, l)`: 0 orthogonal, 1 one contains the other.
 
-    Depends on the spans only, not on basis, sign or order. Compare it with `chance_overlap`.
+    Depends on the spans only, not on basis, sign or order. Compare it with `nulls.overlap_null`.
 
     Raises:
         ValueError: If rows are dependent or not finite, or the widths differ.
@@ -87,63 +85,6 @@ def mode_subspace_overlap(a: Float[Tensor, "k d"], b: Float[Tensor, "l d"]) -> f
                 "Pass it through orthonormalise, or use overlap."
             )
     return _mean_square(_frame(a), _frame(b))
-
-
-def chance_overlap(k: int, l: int, d: int) -> float:  # noqa: E741
-    """Expected `overlap` of a random rank-`k` and a fixed rank-`l` subspace of `d` dimensions: `max(k, l) / d`.
-
-    From E ||A B^T||_F^2 = k l / d for a Haar-random A.
-
-    Raises:
-        ValueError: If not `1 <= k, l <= d`.
-
-    >>> chance_overlap(2, 5, 100)
-    0.05
-    """
-    if not (1 <= k <= d and 1 <= l <= d):
-        raise ValueError(f"chance_overlap was asked for ranks {k} and {l} in {d} dimensions; ranks run from 1 to {d}.")
-    return max(k, l) / d
-
-
-def cosine_null(covariance: Float[Tensor, "d d"], *, n: int = 1000, seed: int) -> Float64[Tensor, " n"]:
-    """Signed cosines between `n` random pairs of directions, every direction drawn from N(0, `covariance`).
-
-    What two unrelated directions of this data look like. Wider than the isotropic formula, because activations vary
-    along few directions: judged by the isotropic one, unrelated directions appear related.
-
-    Args:
-        covariance: `[d d]`, of the activations the directions were found in.
-        n: Number of pairs.
-        seed: Seed of the local generator.
-
-    Returns:
-        `[n]` float64.
-
-    Raises:
-        ValueError: As `covariance_matched_directions`.
-    """
-    drawn = covariance_matched_directions(2 * n, covariance.detach().to("cpu", torch.float64), seed=seed)
-    return (drawn[:n] * drawn[n:]).sum(dim=1).clamp(-1.0, 1.0)
-
-
-def isotropic_cosine_quantile(d: int, q: float) -> float:
-    """The `q` quantile of the signed cosine between two uniform random directions of width `d`.
-
-    Closed form: `(1 + cos) / 2` follows Beta((d-1)/2, (d-1)/2).
-
-    Args:
-        d: Width, at least 2.
-        q: Probability; 0.975 gives the edge of the central 95 % range.
-
-    Raises:
-        ValueError: If `d < 2` or `q` is outside [0, 1].
-    """
-    if d < 2 or not 0.0 <= q <= 1.0:
-        raise ValueError(
-            f"isotropic_cosine_quantile was asked for d={d}, q={q}; it needs d >= 2 and q in [0, 1]. Change them."
-        )
-    half = (d - 1) / 2
-    return 2.0 * float(betaincinv(half, half, q)) - 1.0
 
 
 def _mean_square(a: Tensor, b: Tensor) -> float:

@@ -123,7 +123,7 @@ def covariance_matched_directions(
         ValueError: If `covariance` is not symmetric, not positive semi-definite, zero or not finite.
     """
     _check_counts("covariance_matched_directions", n, covariance.shape[0])
-    root = _square_root(covariance)
+    root = square_root(covariance)
     normal = torch.randn(n, root.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return _with_norm(normal @ root.T, norm).to(covariance.device, covariance.dtype)
 
@@ -164,7 +164,7 @@ def _unit_rows(vectors: Tensor, tolerance: float, asked: str) -> Tensor:
     return work
 
 
-def _square_root(covariance: Tensor) -> Tensor:
+def square_root(covariance: Tensor) -> Tensor:
     """A float64 CPU factor F with F F^T = covariance."""
     work = covariance.detach().to("cpu", torch.float64)
     scale = float(work.abs().max())

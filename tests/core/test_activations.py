@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.planted import activations as rows_of
+
 if TYPE_CHECKING:
     from subspace_probe.core.activations import Activations
 
@@ -77,6 +79,96 @@ def test_blocks_are_the_whole() -> None:
     assert [len(labels) for _, labels in blocks] == [7, 7, 7, 7, 7, 1]
     assert torch.equal(torch.cat([rows for rows, _ in blocks]), acts.at(Site(1)))
     assert torch.equal(torch.cat([labels for _, labels in blocks]), acts.labels)
+
+
+def test_four_heavy_rows_take_the_first_component_until_they_are_left_out() -> None:
+    """Rows as the first tokens of texts are: norm 300, along one axis, among rows with a planted axis of their own."""
+    from subspace_probe.core.sites import Site
+
+    generator = torch.Generator().manual_seed(0)
+    n, d = 2000, 64
+    planted, other = torch.linalg.qr(torch.randn(d, 2, generator=generator)).Q.T
+    x = torch.randn(n, d, generator=generator) + 4 * torch.randn(n, 1, generator=generator) * planted
+    heavy = [3, 700, 1201, 1999]
+    x[heavy] = x[heavy] / x[heavy].norm(dim=1, keepdim=True) + 300 * other
+    acts = rows_of(x, torch.arange(len(x)) % 2)
+
+    def top(a: "Activations") -> torch.Tensor:
+        return torch.linalg.eigh(torch.cov(a.at(Site(0)).double().T)).eigenvectors[:, -1].float()
+
+    assert abs(float(top(acts) @ other)) > 0.999  # the trouble
+    found = acts.heavy_rows(Site(0))
+    assert found.tolist() == heavy
+    left = acts.without(found)
+    assert abs(float(top(left) @ planted)) > 0.99
+    assert left.heavy_rows(Site(0)).tolist() == []
+
+
+def test_rows_left_out_are_left_out_of_everything_and_read_as_they_lie() -> None:
+    from subspace_probe.core.errors import DataError, ShapeError
+    from subspace_probe.core.sites import Site
+
+    acts = activations(per_prompt=2)
+    gone = torch.tensor([0, 1, 5, 23])  # both rows of the first prompt
+    left = acts.without(gone)
+    same = acts.take(torch.tensor([row for row in range(24) if row not in gone.tolist()]))
+    assert left.rows.n == same.rows.n == 20
+    assert left.contrast == same.contrast
+    assert len(left.contrast) == 11
+    for name in ("prompt", "position", "labels", "pairs", "groups"):
+        assert torch.equal(getattr(left, name), getattr(same, name))
+    for size in (1, 7, 100):
+        blocks = [block for block, _ in left.batches(Site(1), size=size)]
+        assert torch.equal(torch.cat(blocks), same.at(Site(1)))
+    assert left.rows.read(Site(1), 50, 60).shape == (0, 3)
+    again = left.without(torch.tensor([0]))  # once more: a selection of a selection
+    assert torch.equal(again.at(Site(0)), same.at(Site(0))[1:])
+    assert torch.equal(acts.without(torch.zeros(0, dtype=torch.long)).at(Site(0)), acts.at(Site(0)))
+    with pytest.raises(ShapeError, match=r"Rows 3 to 24 were to be left out of 24"):
+        acts.without(torch.tensor([3, 24]))
+    with pytest.raises(DataError, match="All 24 rows were to be left out"):
+        acts.without(torch.arange(24))
+
+
+def test_rows_left_out_are_read_a_block_at_a_time() -> None:
+    """What lies on disk stays there."""
+    from dataclasses import replace
+
+    from subspace_probe.core.sites import Site
+
+    acts = activations(per_prompt=3)
+
+    class Watched:
+        sites, n = acts.rows.sites, acts.rows.n
+        asked: list[tuple[int, int]]
+
+        def __init__(self) -> None:
+            self.asked = []
+
+        def width(self, site: Site) -> int:
+            return acts.rows.width(site)
+
+        def read(self, site: Site, start: int, stop: int) -> torch.Tensor:
+            self.asked.append((start, stop))
+            return acts.rows.read(site, start, stop)
+
+    rows = Watched()
+    left = replace(acts, rows=rows).without(torch.tensor([2, 3, 20]))
+    assert rows.asked == []
+    assert sum(len(block) for block, _ in left.batches(Site(0), size=10)) == 33
+    assert rows.asked == [(0, 12), (12, 23), (23, 33), (33, 36)]
+
+
+def test_heavy_rows_need_more_rows_than_coordinates() -> None:
+    """With fewer the average row would be heavy: on 12 rows of width 16 without any outlier most would be."""
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.core.sites import Site
+
+    x = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    squares = x.square().sum(1)
+    assert int((squares >= squares.sum() / 16).sum()) > 6
+    with pytest.raises(DataError, match="12 rows of width 16"):
+        rows_of(x, torch.arange(len(x)) % 2).heavy_rows(Site(0))
 
 
 def test_what_is_missing_or_broken_is_named() -> None:

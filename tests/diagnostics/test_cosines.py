@@ -65,7 +65,7 @@ def test_two_concepts_at_one_position_come_out_different() -> None:
 
 def test_the_chance_range_comes_from_the_covariance_and_not_from_the_dimension() -> None:
     from subspace_probe.diagnostics.cosines import chance_range
-    from subspace_probe.linalg.angles import isotropic_cosine_quantile
+    from subspace_probe.linalg.nulls import isotropic_cosine_quantile
 
     generator = torch.Generator().manual_seed(6)
     x = torch.randn(2000, 64, generator=generator)

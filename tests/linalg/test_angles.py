@@ -6,18 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import linalg, stats
+from scipy import linalg
 
-from subspace_probe.linalg.angles import (
-    chance_overlap,
-    cosine,
-    cosine_null,
-    isotropic_cosine_quantile,
-    mode_subspace_overlap,
-    overlap,
-    principal_angles,
-)
-from subspace_probe.linalg.bases import orthonormalise, random_directions, random_subspace
+from subspace_probe.linalg.angles import cosine, mode_subspace_overlap, overlap, principal_angles
+from subspace_probe.linalg.bases import orthonormalise, random_subspace
 
 
 def planted(angles: list[float], d: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,42 +70,6 @@ def test_mode_subspace_overlap_refuses_what_its_formula_does_not_hold_for() -> N
     assert float((a @ skewed.T).square().sum() / 2) > 1.1  # what the formula alone would say
     with pytest.raises(ValueError, match="orthonormal bases; the second is off"):
         mode_subspace_overlap(a, skewed)
-
-
-@pytest.mark.parametrize(("k", "l", "d"), [(1, 1, 20), (2, 6, 20), (8, 3, 20)])
-def test_chance_overlap_is_the_mean_over_random_subspaces(k: int, l: int, d: int) -> None:  # noqa: E741
-    fixed = random_subspace(l, d, seed=10_000)
-    drawn = torch.tensor([overlap(random_subspace(k, d, seed=seed), fixed) for seed in range(150)])
-    error = float(drawn.std()) / 150**0.5
-    assert abs(float(drawn.mean()) - chance_overlap(k, l, d)) < 4 * error
-    with pytest.raises(ValueError, match="ranks run from 1 to 20"):
-        chance_overlap(0, l, d)
-
-
-def test_isotropic_quantile_matches_simulation_and_closed_forms() -> None:
-    assert isotropic_cosine_quantile(2, 0.75) == pytest.approx(math.cos(math.pi / 4))  # arcsine law
-    assert isotropic_cosine_quantile(3, 0.75) == pytest.approx(0.5)  # Archimedes: uniform on [-1, 1]
-    assert isotropic_cosine_quantile(4096, 0.975) == pytest.approx(1.96 / 64, rel=1e-3)  # nearly normal
-    drawn = random_directions(100_000, 16, seed=0, dtype=torch.float64)[:, 0]
-    assert float(drawn.quantile(0.9)) == pytest.approx(isotropic_cosine_quantile(16, 0.9), abs=0.005)
-    with pytest.raises(ValueError, match=r"d=1, q=0\.5"):
-        isotropic_cosine_quantile(1, 0.5)
-
-
-def test_cosine_null_is_isotropic_for_white_data_and_wider_otherwise() -> None:
-    d = 32
-    white = cosine_null(torch.eye(d), n=4000, seed=0)
-    beta = stats.beta((d - 1) / 2, (d - 1) / 2, loc=-1, scale=2)
-    assert stats.kstest(white.numpy(), beta.cdf).pvalue > 1e-3
-    spiked = torch.eye(d)
-    spiked[0, 0] = 200.0
-    null = cosine_null(spiked, n=4000, seed=0)
-    assert null.dtype == torch.float64
-    # Judged by the isotropic formula most unrelated pairs of this data look related; by their own null 5 % do.
-    edge = isotropic_cosine_quantile(d, 0.975)
-    assert float((null.abs() > edge).double().mean()) > 0.5
-    fresh = cosine_null(spiked, n=4000, seed=1)
-    assert float((fresh.abs() > null.abs().quantile(0.95)).double().mean()) == pytest.approx(0.05, abs=0.015)
 
 
 def test_rank_zero_is_refused() -> None:
