@@ -1,8 +1,6 @@
 """`subspace-probe export`, `import`, `verify`, `show`: directions for other tools, and from them."""
 
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,15 +39,14 @@ def export(
     if site is not None:
         place = Site.parse(site)
         loaded = [subspace.moved(place) for subspace in loaded]
-    with _warnings_shown():
-        export_gguf(
-            loaded,
-            out,
-            strength=strength,
-            model_hint=model_hint,
-            n_layers=n_layers,
-            allow_not_found=allow_not_found,
-        )
+    export_gguf(
+        loaded,
+        out,
+        strength=strength,
+        model_hint=model_hint,
+        n_layers=n_layers,
+        allow_not_found=allow_not_found,
+    )
     _list(import_gguf(out).values())
     wrote(out)
     say(("Use it: ", "dim"), f"llama-cli -m MODEL.gguf --control-vector-scaled {out}:1 -p '...'")
@@ -108,8 +105,7 @@ def _import_gguf(file: Path, out: Path, layer: int | None, index_shift: int) -> 
     from subspace_probe.core.files import atomic_folder
     from subspace_probe.store.control_vectors import import_gguf
 
-    with _warnings_shown():
-        found = import_gguf(file, index_shift=index_shift)
+    found = import_gguf(file, index_shift=index_shift)
     if layer is not None:
         held = ", ".join(str(site.layer) for site in found)
         found = {site: each for site, each in found.items() if site.layer == layer}
@@ -161,8 +157,7 @@ def show(
     if not _is_gguf(file):
         _describe(Subspace.load(file))
         return
-    with _warnings_shown():
-        found = list(import_gguf(file).values())
+    found = list(import_gguf(file).values())
     _list(found)
     if len(found) == 1:
         _describe(found[0])
@@ -219,15 +214,3 @@ def _is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise StoreError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-
-
-@contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """What the library warns of, on a line of its own instead of Python's."""
-    from subspace_probe.cli.terminal import plain, warn
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for each in caught:
-        warn(plain(str(each.message)))

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from subspace_probe import __version__
 from subspace_probe.cli import artifacts, backends, capture, demo, find, organisms, report, steer, study
 from subspace_probe.cli.options import PROGRESS
-from subspace_probe.cli.terminal import complain
+from subspace_probe.cli.terminal import complain, warnings_shown
 from subspace_probe.core.errors import SubspaceProbeError
 
 ANYWHERE = ("--quiet", "-q", "--debug")
@@ -34,7 +34,8 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb; an error of this package ends in one message and exit code 2."""
         try:
-            return super().invoke(ctx)
+            with warnings_shown():
+                return super().invoke(ctx)
         except SubspaceProbeError as error:
             if ctx.params.get("debug"):
                 raise

@@ -34,6 +34,14 @@ Template = Annotated[
         metavar="KEY=VALUE", help="Chat template option, as enable_thinking=false. Repeatable.", rich_help_panel=LOADING
     ),
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="BEHAVIOUR=WORD,...",
+        help="Words that the model answers with, as refusal=Sorry,I or harmful=Yes. Repeatable.",
+        rich_help_panel=LOADING,
+    ),
+]
 CONTRAST_HELP = "A .jsonl or .csv file with prompt and label, organism:chat/requests, or a Hugging Face dataset."
 ContrastName = Annotated[str, typer.Option("--contrast", "-c", help=CONTRAST_HELP, rich_help_panel=PROMPTS)]
 MaybeContrast = Annotated[str | None, typer.Option("--contrast", "-c", help=CONTRAST_HELP, rich_help_panel=PROMPTS)]

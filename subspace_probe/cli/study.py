@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from subspace_probe.cli.options import (
-    LOADING,
     PROGRESS,
     Backend,
     ColumnNames,
@@ -18,6 +17,7 @@ from subspace_probe.cli.options import (
     Settings,
     Split,
     Template,
+    Words,
     open_contrast,
     open_model,
     pairs_of,
@@ -43,14 +43,7 @@ def study(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the report. Default: NAME-report.")
     ] = None,
-    words: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="BEHAVIOUR=WORD,...",
-            help="Words that the model answers with, as refusal=Sorry,I or harmful=Yes. Repeatable.",
-            rich_help_panel=LOADING,
-        ),
-    ] = None,
+    words: Words = None,
     device: Device = None,
     dtype: Dtype = "auto",
     backend: Backend = "native",

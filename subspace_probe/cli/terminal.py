@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,17 @@ def say(*parts: str | Text | tuple[str, str]) -> None:
 def warn(message: str) -> None:
     """A result that nobody should overlook."""
     console().print(Text.assemble(("! ", "bold yellow"), (message, "yellow")), soft_wrap=True)
+
+
+@contextmanager
+def warnings_shown() -> Generator[None]:
+    """What the library warns of, once each, on a line of its own instead of Python's two."""
+    with warnings.catch_warnings(record=True) as caught:
+        # whatever a caller's filters are: a warning of numbers belongs beside the numbers
+        warnings.simplefilter("default", UserWarning)
+        yield
+    for message in dict.fromkeys(plain(str(each.message)) for each in caught):
+        warn(message)
 
 
 def complain(message: str) -> None:

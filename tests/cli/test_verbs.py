@@ -195,3 +195,61 @@ def test_the_global_flags_stand_anywhere(cli: Cli, tiny: Path, colours: Path) ->
     assert cli("--quiet", *args).stderr == ""
     assert cli(*args, "--quiet").stderr == ""
     assert "capture" in cli(*args).stderr
+
+
+def test_find_ranks_positions_and_finders(cli: Cli, tmp_path: Path) -> None:
+    """Several of each in one sweep; what the finders warn of is said once, in plain words."""
+    result = cli(
+        "-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/harmfulness",
+        "--finder", "mean_difference,pca", "--where", "t_inst,t_post_inst", "--site", "L0.resid_post,L1.resid_post",
+        "-o", tmp_path / "best.safetensors",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "best of 8, corrected" in result.stdout
+    assert "t_post_inst" in result.stdout
+    assert result.stdout.count("outside of the subspace the class means differ") <= 3
+    assert "IllusionWarning" not in result.output
+
+
+def test_find_with_a_finder_that_runs_the_model(cli: Cli, tmp_path: Path) -> None:
+    from subspace_probe.core.subspaces import Subspace
+
+    where = ["--site", "L2.resid_post", "--where", "last", "-o", tmp_path / "das.safetensors"]
+    result = cli(
+        "-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/knob", "--finder", "das",
+        "--set", "steps=20", "--set", "restarts=0", "--set", "controls=labels", *where,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for part in ("iia", "control_labels", "floor", "found at L2.resid_post, last"):
+        assert part in result.stdout
+    assert Subspace.load(tmp_path / "das.safetensors").notes["settings"]["steps"] == 20
+
+
+def test_find_prints_every_candidate_of_the_published_rule(cli: Cli, tmp_path: Path) -> None:
+    result = cli(
+        "-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/harmfulness", "--select", "published",
+        "-o", tmp_path / "refusal.safetensors",
+    )  # fmt: skip
+    assert "filtered out" in result.stdout
+    # in four blocks the rule leaves layers 0 to 2, and refusal is written at the end of block 2
+    assert result.exit_code == 2
+    assert "No candidate survives the published filters" in result.stderr
+    assert not (tmp_path / "refusal.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--finder", "das", "--where", "last"], "das runs the model at one site and position, but 4 sites and 1"),
+        (["--finder", "das,pca"], "Several finders were given, but das runs the model itself"),
+        (["--finder", "lda,pca", "--set", "rank=2"], "Several finders were given, but --set is for one finder"),
+        (["--finder", "weight_delta", "--site", "L2.resid_post"], "weight_delta needs other. Give --other DIR."),
+        (["--finder", "sae_latents"], "sae_latents needs sae. Give --set sae=..."),
+        (["--other", "x"], "--other was given, which only --finder weight_delta takes"),
+        (["--finder", "dsa"], "Unknown finder 'dsa'."),
+    ],
+)
+def test_find_says_what_does_not_go_together(cli: Cli, options: list[str], message: str) -> None:
+    result = cli("-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/knob", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
