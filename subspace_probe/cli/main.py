@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from subspace_probe import __version__
-from subspace_probe.cli import artifacts, backends, capture, demo, find, organisms, report, steer, study
+from subspace_probe.cli import artifacts, backends, capture, compare, demo, find, organisms, report, steer, study
 from subspace_probe.cli.options import PROGRESS
 from subspace_probe.cli.terminal import complain, warnings_shown
 from subspace_probe.core.errors import SubspaceProbeError
@@ -79,6 +79,7 @@ app.command("study")(study.study)
 app.command("find")(find.find)
 app.command("steer")(steer.steer)
 app.command("capture")(capture.capture)
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("export")(artifacts.export)
 app.command("import")(artifacts.import_)

@@ -161,3 +161,31 @@ def test_says_what_is_wrong_and_leaves_nothing(cli: Cli, tmp_path: Path, command
     torch.save(torch.ones(4, 16), tmp_path / "rows.pt")
     torch.save(np.ones(16), tmp_path / "numpy.pt")
     assert message in " ".join(refused(cli, *command.split()).split())
+
+
+def test_compare_says_what_chance_gives(cli: Cli, tiny: Path, colours: Path, tmp_path: Path) -> None:
+    import torch
+
+    from subspace_probe.core.sites import Site
+    from subspace_probe.core.subspaces import Subspace
+
+    assert cli("-q", "capture", "--model", tiny, "--contrast", colours.name, "-o", tmp_path / "acts").exit_code == 0
+    from subspace_probe.store import open_activations
+
+    width = open_activations(tmp_path / "acts").width(Site(0))
+    axes = torch.eye(width)
+    files = [tmp_path / f"{name}.safetensors" for name in ("a", "same", "apart")]
+    for file, vector in zip(files, (axes[0], axes[0] + 0.05 * axes[1], axes[2]), strict=True):
+        Subspace.span(vector, site=Site(0)).save(file)
+    bare = cli("compare", *files[:2])
+    assert bare.exit_code == 0, bare.output
+    assert "unaudited" in bare.stdout
+    assert "give --acts FOLDER" in bare.stdout
+    full = cli("compare", *files, "--acts", tmp_path / "acts")
+    assert full.exit_code == 0, full.output
+    lines = [line for line in full.stdout.splitlines() if ".safetensors" in line]
+    assert "supported" in lines[0]
+    assert "inconclusive" in lines[1]
+    one = cli("compare", files[0])
+    assert one.exit_code == 2
+    assert "Give at least two to compare" in one.stderr

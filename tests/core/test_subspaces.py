@@ -114,6 +114,64 @@ def test_scaling_and_moving() -> None:
     assert made.site == Site(3, "z", 1)
 
 
+def test_directions_add_up_and_split_into_parts() -> None:
+    from subspace_probe.core.errors import ConfigError, RankError
+    from subspace_probe.core.sites import Site
+    from subspace_probe.core.subspaces import Subspace
+
+    x, y = vectors(2, seed=4)
+    a, b = (Subspace.span(v, site=Site(1), notes={"fingerprint": "f", "finder": n}) for v, n in ((x, "p"), (y, "q")))
+    assert torch.allclose((a + b).vector, x + y, atol=1e-5)
+    assert torch.allclose((a - 2.0 * b).vector, x - 2 * y, atol=1e-5)
+    assert torch.allclose((-a).vector, -x, atol=1e-6)
+    assert (a + b).notes["fingerprint"] == "f"
+    assert [part["finder"] for part in (a + b).notes["parts"]] == ["p", "q"]
+    inside, outside = a.split(b)
+    assert inside is not None
+    assert outside is not None
+    assert torch.allclose(inside.vector + outside.vector, x, atol=1e-5)
+    assert abs(float(outside.vector @ y)) < 1e-5
+    assert abs(inside.cosine(b)) == pytest.approx(1.0, abs=1e-6)
+    assert a.split(a)[1] is None
+    assert outside.split(b)[0] is None
+    for other, what in (
+        (b.moved(Site(2)), "sites"),
+        (b.with_scale([1.0], unit="weight"), "units"),
+        (Subspace.span(y, site=Site(1), notes={"fingerprint": "g"}), "models"),
+    ):
+        with pytest.raises(ConfigError, match=f"Directions of different {what} cannot be added"):
+            a + other
+    with pytest.raises(RankError, match="rank 2"):
+        subspace(2) + subspace(2)
+
+
+def test_an_oblique_projector_reads_along_other_rows_than_it_writes() -> None:
+    from dataclasses import replace
+
+    from subspace_probe.core.errors import ConfigError, ShapeError
+    from subspace_probe.core.subspaces import Subspace
+
+    made = subspace(2)
+    # any reader is the basis plus something the basis does not see
+    extra = vectors(2, seed=8)
+    extra = extra - extra @ made.basis.T @ made.basis
+    oblique = replace(made, reader=made.basis + extra)
+    x = vectors(5, seed=3)
+    once = oblique.reject(x)
+    assert torch.allclose(oblique.reject(once), once, atol=1e-5)
+    assert torch.allclose(oblique.coords(once), torch.zeros(5, 2), atol=1e-5)
+    assert not torch.allclose(once, made.reject(x), atol=0.1)  # control: it is another projector
+    projector = oblique.basis.T @ oblique.readers
+    assert torch.allclose(x - (x - oblique.origin) @ projector.T, once, atol=1e-5)
+    assert torch.allclose(oblique.scaled(-1.0).reject(x), once, atol=1e-5)
+    with pytest.raises(ShapeError, match="does not read its coordinates"):
+        replace(made, reader=2 * made.basis)
+    direction = replace(Subspace.span(x[0]), reader=Subspace.span(x[0]).basis.clone())
+    for asked in (lambda: direction + direction, lambda: direction.split(made)):
+        with pytest.raises(ConfigError, match="A subspace with a reader of its own cannot be"):
+            asked()
+
+
 def test_it_does_not_fit_other_widths_or_models() -> None:
     from subspace_probe.core.errors import ShapeError, StaleStore
 
@@ -147,13 +205,16 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path, rank: int) -> None:
     for name, made in [
         ("a", subspace(rank)),
         ("b", replace(subspace(rank), site=None, where=None, found=False, notes={})),
+        ("c", replace(subspace(rank), reader=subspace(rank).basis.clone(), scale_unit="gradient")),
     ]:
         path = made.save(tmp_path / "new" / f"{name}.safetensors")
         read = Subspace.load(path)
         for part in ("basis", "scale", "origin"):
             assert torch.equal(getattr(read, part), getattr(made, part))
         assert (read.site, read.where, read.found, read.notes) == (made.site, made.where, made.found, made.notes)
-    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["a.safetensors", "b.safetensors"]
+        assert read.scale_unit == made.scale_unit
+        assert (read.reader is None) == (name != "c")
+    assert sorted(file.stem for file in (tmp_path / "new").iterdir()) == ["a", "b", "c"]
 
 
 def test_a_span_keeps_its_text_in_a_file(tmp_path: Path) -> None:

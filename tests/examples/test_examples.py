@@ -59,3 +59,13 @@ def test_harmfulness_and_refusal(said: str) -> None:
     judged, refused = rates["steered along refusal"]
     assert judged <= 5
     assert refused >= 95
+
+
+@pytest.mark.parametrize("said", ["04_compare_finders.py"], indirect=True)
+def test_compare_finders(said: str) -> None:
+    cosines = {line.split(":")[0].strip(): float(line.split("truth ")[1][:4]) for line in said.splitlines()[:5]}
+    assert min(cosines[name] for name in ("mean_difference", "pca", "leace", "das")) > 0.85
+    accuracy = {line.split(":")[0]: float(line.split(":")[1]) for line in said.splitlines() if line.startswith("DAS, ")}
+    assert accuracy["DAS, accuracy"] > 0.95
+    assert max(accuracy["DAS, control_labels"], accuracy["DAS, control_weights"]) < 0.75
+    assert said.splitlines()[-1].endswith("valid for llama.cpp: True")
