@@ -210,8 +210,7 @@ class Activations:
         keep[rows.cpu()] = False
         if not bool(keep.any()):
             raise DataError(f"All {self.rows.n} rows were to be left out. Leave some in.")
-        left = keep.nonzero().flatten()
-        return self._kept(KeptRows(self.rows, left), left)
+        return self._part(keep.nonzero().flatten())
 
     def _kept(self, rows: Rows, keep: Tensor) -> "Activations":
         """These rows, which `keep` are, with their prompts."""
@@ -252,10 +251,20 @@ class Activations:
         return self.take(keep.nonzero().flatten())
 
     def split(self, fraction: float, *, seed: int) -> "tuple[Activations, Activations]":
-        """Two parts that share no pair and no group."""
+        """Two parts that share no pair and no group; what lies on disk stays there."""
         parts = self.contrast.split_rows(fraction, seed=seed)
         first, second = (torch.isin(self.prompt, torch.tensor(rows)).nonzero().flatten() for rows in parts)
-        return self.take(first), self.take(second)
+        return self._part(first), self._part(second)
+
+    def only(self, site: Site) -> "Activations":
+        """One site alone, its rows in memory."""
+        return replace(self, rows=MemoryRows({site: self.at(site)}))
+
+    def _part(self, keep: Tensor) -> "Activations":
+        """Some rows in their order: in memory if they were, else where they are."""
+        if isinstance(self.rows, MemoryRows):
+            return self.take(keep)
+        return self._kept(KeptRows(self.rows, keep), keep)
 
     def _require(self, site: Site) -> Site:
         if site not in self.rows.sites:

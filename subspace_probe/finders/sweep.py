@@ -5,6 +5,7 @@ with the best validation AUROC is taken, and because a best of many is high by c
 best of the same sweep under permuted labels. The test prompts are touched once, at the end.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, final
 from tqdm.auto import tqdm
 
 from subspace_probe.core.activations import Activations
+from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
@@ -72,17 +74,10 @@ def find(
     cells = [_Cell(i, site, f) for i, place in enumerate(places) for site in place.sites for f in finders]
     _require_comparable(places, cells)
     parts = [_thirds(place, seed) for place in places]
-    shown: Callable[..., Any] = tqdm
-    fits: list[Subspace] = []
-    scores: list[tuple[float, float]] = []
-    for place, site, one in shown(cells, desc="fits", disable=not progress, leave=False):
-        train, validation, _ = parts[place]
-        fits.append(one.fit(train, site))
-        scores.append(score(fits[-1], validation, site))
+    fits, scores, null = _tried(parts, cells, null_draws, seed, progress)
     # AUROC saturates at 1 where prompts are few, so equal ones are told apart by d'
     order = sorted(range(len(cells)), key=lambda i: scores[i], reverse=True)
     best = order[0]
-    null = _permuted_best([part[:2] for part in parts], cells, null_draws, seed, progress)
     p = (1 + sum(other >= scores[best] for other in null)) / (1 + len(null)) if null else float("nan")
     rows = [
         {
@@ -143,24 +138,30 @@ def score(fit: Subspace, acts: Activations, site: Site) -> tuple[float, float]:
     return auroc(x, labels), gap / spread if spread > 0 else 0.0
 
 
-def _permuted_best(
-    parts: Sequence[tuple[Activations, Activations]],
-    cells: Sequence[_Cell],
-    draws: int,
-    seed: int,
-    progress: bool,
-) -> list[tuple[float, float]]:
-    """The best validation score over all cells, under permuted labels."""
-    bar: Callable[..., Any] = tqdm
-    best: list[tuple[float, float]] = []
-    for draw in bar(range(seed, seed + draws), desc="permuted sweeps", disable=not progress, leave=False):
-        scores: list[tuple[float, float]] = []
-        drawn: dict[tuple[int, int], list[Activations]] = {}
-        for place, site, finder in cells:
-            key = place, id(finder)
-            if key not in drawn:
-                drawn[key] = [shuffled(finder, part, seed=draw) for part in parts[place]]
-            train, validation = drawn[key]
-            scores.append(score(quick(finder).fit(train, site), validation, site))
-        best.append(max(scores))
-    return best
+def _tried(
+    parts: Sequence[tuple[Activations, ...]], cells: Sequence[_Cell], draws: int, seed: int, progress: bool
+) -> tuple[list[Subspace], list[tuple[float, float]], list[tuple[float, float]]]:
+    """Every cell's fit and validation score, and for each draw of permuted labels the best score over all cells.
+
+    Cell by cell, so that of activations on disk the rows of one site are in memory at a time.
+    """
+    shown: Callable[..., Any] = tqdm
+    fits: list[Subspace] = []
+    scores: list[tuple[float, float]] = []
+    best = [(-math.inf, -math.inf)] * draws
+    relabelled: dict[tuple[int, int, int], list[Contrast]] = {}
+    for place, site, finder in shown(cells, desc="sweep", unit="fit", disable=not progress, leave=False):
+        train, validation = (part.only(site) for part in parts[place][:2])
+        fits.append(finder.fit(train, site))
+        scores.append(score(fits[-1], validation, site))
+        for draw in range(draws):
+            key = place, id(finder), draw
+            if key not in relabelled:
+                pair = (shuffled(finder, part, seed=seed + draw) for part in (train, validation))
+                relabelled[key] = [part.contrast for part in pair]
+            drawn, judged = (
+                replace(part, contrast=contrast)
+                for part, contrast in zip((train, validation), relabelled[key], strict=True)
+            )
+            best[draw] = max(best[draw], score(quick(finder).fit(drawn, site), judged, site))
+    return fits, scores, best

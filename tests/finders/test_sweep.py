@@ -99,3 +99,45 @@ def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) 
         found += MeanDifference().fit(replace(acts, contrast=grouped), Site(0)).found
     assert found <= 4
     assert naive == 20  # control: rows counted as independent find it every time
+
+
+def test_positions_and_finders_are_ranked_in_one_table() -> None:
+    """The signal is at one position and site only; both finders see it there, and what is chosen is best of all."""
+    from dataclasses import replace
+
+    from subspace_probe.core.errors import ConfigError
+    from subspace_probe.core.tokens import LAST, T_INST
+    from subspace_probe.finders.lda import LDA
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+
+    strong = replace(_many_sites(4.0, 0), where=T_INST)
+    silent = replace(_many_sites(0.0, 0), where=LAST)
+    found = find([silent, strong], [MeanDifference(), LDA()], null_draws=9, seed=0)
+    rows = found.table.records()
+    assert len(rows) == 2 * 5 * 2
+    assert [row["auroc"] for row in rows] == sorted((row["auroc"] for row in rows), reverse=True)
+    assert [(row["site"], row["position"]) for row in rows[:2]] == [("L2.resid_post", "t_inst")] * 2
+    assert {row["finder"] for row in rows[:2]} == {"mean_difference", "lda"}
+    assert rows[0]["chosen"]
+    assert found.subspace.where == T_INST
+    assert found.subspace.notes["sites_tried"] == 20
+    with pytest.raises(ConfigError, match="hold other prompts or labels"):
+        find([strong, silent.take(torch.arange(60))], MeanDifference())
+    with pytest.raises(ConfigError, match="A sweep over nothing"):
+        find([], MeanDifference())
+
+
+def test_a_sweep_over_a_store_is_that_over_memory(tmp_path) -> None:
+    from subspace_probe.finders.mean_difference import MeanDifference
+    from subspace_probe.finders.sweep import find
+    from subspace_probe.store import open_activations, save_activations
+
+    acts = _many_sites(1.0, 3)
+    disk = open_activations(save_activations(acts, tmp_path / "acts"))
+    a, b = (find(rows, MeanDifference(), null_draws=9, seed=0) for rows in (acts, disk))
+    assert a.table.records() == b.table.records()
+    assert torch.equal(a.subspace.basis, b.subspace.basis)
+    assert a.subspace.notes["p_of_the_best"] == b.subspace.notes["p_of_the_best"]
+    part, _ = disk.split(0.5, seed=0)
+    assert type(part.rows).__name__ == "KeptRows"  # rows are still on disk
