@@ -221,7 +221,7 @@ def _say_how_to_use(subspace: "Subspace", model: str, out: Path) -> None:
     if not subspace.found:
         warn("The file is written and marked found=False. Do not read it as a finding: add prompts or try other sites.")
     wrote(out)
-    if subspace.found and subspace.scale_unit == ACTIVATION:
+    if subspace.found and subspace.scale_unit == ACTIVATION and subspace.reader is None:
         command = shlex.join(
             ["subspace-probe", "steer", "--model", model, "--direction", str(out), "--strength", "1,2"]
         )

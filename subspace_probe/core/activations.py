@@ -201,6 +201,8 @@ class Activations:
             ShapeError: a row that does not exist.
             DataError: nothing is left.
         """
+        if rows.dtype == torch.bool:
+            raise ShapeError("A mask was given. Give the numbers of the rows to leave out: mask.nonzero().flatten().")
         keep = torch.ones(self.rows.n, dtype=torch.bool)
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows.n:
             raise ShapeError(

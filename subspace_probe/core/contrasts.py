@@ -183,7 +183,7 @@ class Contrast:
         """
         if not 0 < fraction < 1:
             raise ConfigError(f"A split of {fraction} was asked for. The fraction lies between 0 and 1.")
-        component = _components(self.pairs, self.groups)
+        component = components(self.pairs, self.groups)
         members: dict[int, list[int]] = {}
         for row, name in enumerate(component):
             members.setdefault(name, []).append(row)
@@ -224,7 +224,7 @@ class Contrast:
         return f"Contrast({self.name!r}: {positives} positive, {len(self) - positives} negative)"
 
 
-def _components(pairs: Sequence[int], groups: Sequence[int]) -> list[int]:
+def components(pairs: Sequence[int], groups: Sequence[int]) -> list[int]:
     """Rows joined by a shared pair or a shared group carry the same number."""
     parent = list(range(len(pairs)))
 

@@ -13,13 +13,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from subspace_probe.core.errors import ConfigError, RankError, ShapeError, SiteError, StaleStore, StoreError
+from subspace_probe.core.errors import (
+    ConfigError,
+    PositionError,
+    RankError,
+    ShapeError,
+    SiteError,
+    StaleStore,
+    StoreError,
+)
 from subspace_probe.core.files import atomic
+from subspace_probe.core.plain import plain
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
 from subspace_probe.linalg import angles, bases, projections
 
 FORMAT = "subspace-probe/subspace/2"
+_HEADER: dict[str, Any] = {
+    "site": str | None,
+    "head": int | None,
+    "where": str | None,
+    "found": bool,
+    "scale_unit": str,
+    "notes": dict,
+}
+"""What each entry of a file's header is."""
 ACTIVATION = "activation"
 """The unit of most scales: a step along the basis as long as a difference between states."""
 
@@ -62,13 +80,13 @@ class Subspace:
         tensors = (self.basis, self.scale, self.origin, self.readers)
         if not all(bool(t.isfinite().all()) for t in tensors):
             raise ShapeError("A subspace holds non-finite values. Look for overflow in the activations it came from.")
-        error = _off_identity(self.basis, self.basis)
+        error = bases.off_identity(self.basis, self.basis)
         if error > 1e-3:
             raise ShapeError(
                 f"The rows of the basis are not orthonormal (largest deviation {error:.2g}). "
                 "Use Subspace.span(vectors), which orthonormalises."
             )
-        if self.readers.shape != (k, d) or (error := _off_identity(self.readers, self.basis)) > 1e-3:
+        if self.readers.shape != (k, d) or (error := bases.off_identity(self.readers, self.basis)) > 1e-3:
             raise ShapeError(
                 f"The reader of a subspace of shape {(k, d)} has shape {tuple(self.readers.shape)} and does not read "
                 f"its coordinates (reader @ basis.T is {error:.2g} off the identity). Solve for one, or leave it out."
@@ -176,12 +194,18 @@ class Subspace:
 
     __rmul__ = __mul__
 
-    def __add__(self, other: "Subspace") -> "Subspace":
-        """The sum of two directions with their lengths; both of one site, model and unit."""
-        return self._sum(other, 1.0)
+    def __truediv__(self, divisor: float) -> "Subspace":
+        return self.scaled(1 / divisor)
 
-    def __sub__(self, other: "Subspace") -> "Subspace":
-        return self._sum(other, -1.0)
+    def __add__(self, other: object) -> "Subspace":
+        """The sum of two directions with their lengths; both of one site, model and unit."""
+        return self._sum(other, 1.0) if isinstance(other, Subspace) else NotImplemented
+
+    def __radd__(self, other: object) -> "Subspace":
+        return self if other == 0 else NotImplemented  # sum() begins with 0
+
+    def __sub__(self, other: object) -> "Subspace":
+        return self._sum(other, -1.0) if isinstance(other, Subspace) else NotImplemented
 
     def _sum(self, other: "Subspace", sign: float) -> "Subspace":
         for name, a, b in (
@@ -198,6 +222,8 @@ class Subspace:
         for part in (self, other):
             part.require_projection("added")
         vector = self.vector.double() + sign * other.vector.double().to(self.vector.device)
+        if float(vector.square().sum().sqrt()) <= 1e-6 * float(self.scale[0]):
+            raise RankError("The directions cancel: nothing is left of their sum, and nothing has no direction.")
         parts = [{"sign": s, **p.notes} for s, p in ((1.0, self), (sign, other))]
         shared = {k: v for k, v in self.notes.items() if other.notes.get(k) == v or k in ("model", "fingerprint")}
         return Subspace.span(
@@ -212,7 +238,10 @@ class Subspace:
 
     def with_scale(self, scale: Float[Tensor, " k"] | Sequence[float], *, unit: str = ACTIVATION) -> "Subspace":
         """The same subspace with the given natural steps, one a row, all positive."""
-        return replace(self, scale=torch.as_tensor(scale, dtype=self.scale.dtype), scale_unit=unit)
+        steps = torch.as_tensor(scale, dtype=self.scale.dtype)
+        if not bool((steps > 0).all()):
+            raise ConfigError("Steps that are not positive were given. To turn every row around write -subspace.")
+        return replace(self, scale=steps, scale_unit=unit)
 
     def split(self, by: "Subspace") -> "tuple[Subspace | None, Subspace | None]":
         """The parts of this direction inside and outside of another subspace; None for one that is empty.
@@ -296,13 +325,15 @@ class Subspace:
             "where": None if self.where is None else str(self.where),
             "found": self.found,
             "scale_unit": self.scale_unit,
-            "notes": self.notes,
+            "notes": plain(self.notes),
         }
         kept = {"basis": self.basis, "scale": self.scale, "origin": self.origin, "reader": self.reader}
         # copies: a view would be written with all that lies behind it
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in kept.items() if value is not None}
         with atomic(Path(path)) as partial:
-            save_file(tensors, partial, metadata={"subspace_probe": json.dumps(header, sort_keys=True)})
+            save_file(
+                tensors, partial, metadata={"subspace_probe": json.dumps(header, sort_keys=True, allow_nan=False)}
+            )
         return Path(path)
 
     @classmethod
@@ -329,6 +360,11 @@ class Subspace:
             found = f"format {written!r}, tensors {sorted(tensors)}"
             raise StoreError(f"{str(path)!r} is not a subspace of this package: expected {FORMAT!r}, found {found}.")
         kept = cast("dict[str, Any]", header)
+        wrong = [name for name, kind in _HEADER.items() if not isinstance(kept.get(name), kind)]
+        wrong += [name for name, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.numel()]
+        if wrong or bool((tensors["scale"] < 0).any()):
+            named = ", ".join(wrong) or "scale, which is negative"
+            raise StoreError(f"{str(path)!r} is damaged: unfit {named}. Find the subspace again.")
         try:
             return cls(
                 basis=tensors["basis"],
@@ -341,7 +377,7 @@ class Subspace:
                 reader=tensors.get("reader"),
                 scale_unit=kept["scale_unit"],
             )
-        except (SiteError, ConfigError, ShapeError, KeyError, TypeError, ValueError) as error:
+        except (SiteError, ConfigError, ShapeError, PositionError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{str(path)!r} is damaged: {error} Find the subspace again.") from None
 
     def _repr_html_(self) -> str:
@@ -357,11 +393,3 @@ class Subspace:
         place = "" if self.site is None else f" at {self.site.short}"
         place += "" if self.where is None else f", {self.where}"
         return f"Subspace(rank {self.rank} of {self.width}{place}{'' if self.found else ', not found'})"
-
-
-def _off_identity(a: Tensor, b: Tensor) -> float:
-    """Largest deviation of `a @ b.T` from the identity."""
-    if a.shape != b.shape:
-        return float("inf")
-    product = a.detach().double().cpu() @ b.detach().double().cpu().T
-    return float((product - torch.eye(len(a), dtype=torch.float64)).abs().max())

@@ -11,7 +11,7 @@ from subspace_probe.core.findings import Expectation, Finding
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.intervals import auroc_of, range_of
-from subspace_probe.finders.permuting import exchanged
+from subspace_probe.finders.permuting import permuted_codes
 from subspace_probe.linalg.ranking import auroc
 from subspace_probe.models.hooked import HookedModel
 
@@ -49,9 +49,7 @@ def guard_finding(
     """AUROC of a direction as a guard, against shuffled labels of the same prompts."""
     scores, labels = coordinate(fit, acts, site), acts.labels
     value, spread = auroc_of(scores, labels, acts.groups, seed=seed)
-    shuffled = [
-        auroc(scores, exchanged(labels, acts.pairs, acts.groups, seed=draw)) for draw in range(seed, seed + 200)
-    ]
+    shuffled = [auroc(scores, permuted_codes(acts, labels, seed=draw)) for draw in range(seed, seed + 200)]
     null = range_of(torch.tensor(shuffled), "the same scores under 200 shuffles of the labels")
     finding = Finding(name, claim, value, spread, null, len(labels), expected=expected)
     return finding.judged("above", margin=0.05, no_effect=0.5)

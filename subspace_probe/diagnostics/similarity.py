@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.errors import DataError, SiteError
+from subspace_probe.core.errors import ConfigError, DataError, SiteError
 from subspace_probe.core.findings import Finding, Interval, Verdict
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
@@ -100,10 +100,16 @@ def compare_subspaces(
 
     Raises:
         ShapeError: subspaces of different widths.
+        StaleStore: subspaces found in different models; `for_any_model` lifts the check.
+        ConfigError: no draws.
         SiteError: a site that these activations do not hold.
         DataError: fewer rows than the ranks need.
     """
     a.require_width(b.width)
+    if (other := b.notes.get("fingerprint")) is not None:
+        a.require_model(str(other))
+    if draws < 1:
+        raise ConfigError(f"draws={draws} was given. A null takes at least one draw; leave acts out to have none.")
     one = a.rank == b.rank == 1
     between = angles.principal_angles(a.basis.double(), b.basis.double())
     # of unit vectors: a direction of length zero has no cosine of its own

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.finders.fitting import Fitting
-from subspace_probe.finders.levels import coded, exchanged_codes
+from subspace_probe.finders.levels import coded
+from subspace_probe.finders.permuting import permuted_codes, require_enough
 from subspace_probe.linalg.moments import Moments, class_moments
 from subspace_probe.linalg.permutations import permutation_p
 from subspace_probe.linalg.shrinkage import inverse_times, oas, shrunk
@@ -94,7 +95,9 @@ def factor_moments(fitting: Fitting, values: Int[Tensor, " n"], *, draws: int, s
     """
     acts = fitting.acts
     levels, codes = coded(values)
-    drawn = [exchanged_codes(codes, acts.pairs, acts.groups, seed=seed + draw) for draw in range(draws)]
+    drawn = [permuted_codes(acts, codes, seed=seed + draw) for draw in range(draws)]
+    if drawn:
+        require_enough(torch.stack(drawn), fitting.finder.name)
     # narrow integers: a hundred draws of a million rows are 200 MB
     table = torch.stack([codes.short(), *(draw.short() for draw in drawn)])
     counts = torch.stack([(table == code).sum(dim=1) for code in range(len(levels))], dim=1).double()

@@ -28,6 +28,8 @@ from subspace_probe.models.reinitialised import reinitialised
 Control = Literal["labels", "weights"]
 _REFERENCES: Final[dict[str, Change]] = {"floor": unchanged, "full": whole}
 """Exchanging nothing, and the whole state."""
+_RANDOM = 8
+"""Random subspaces of the same rank, of which the best is shown."""
 LEAST_ROWS = 16
 """Fewest prompts that can be divided into some to train on and some to judge by."""
 
@@ -41,7 +43,9 @@ class DAS:
     minimal pair says, or its `foil`. Trained on some groups of prompts, judged on the others by interchange accuracy
     (the wanted token is the most likely of the whole vocabulary): over pairs whose answer the exchange should change
     (`iia`, as published), over those it should keep, and over both. It counts as found when the interval of the last
-    lies above those of both controls and of exchanging nothing.
+    lies above those of both controls, of random subspaces of the same rank and of exchanging nothing, and arbitrary
+    labels are not fitted as well on the training prompts either. Every control is trained from as many starts of its
+    own. Intervals count prompts joined by a pair or a group as one.
 
     All arms, restarts and control labels alike, are trained in the same passes. Kept in memory: the state of every
     training prompt in front of the site, with keys and values of the layers above.
@@ -121,18 +125,19 @@ class DAS:
             raise DataError(f"No prompt of {contrast.name!r} answers otherwise under its other label. Give foils.")
         true = torch.tensor(contrast.labels).repeat(self.restarts + 1, 1)
         labels = torch.cat([true, _arbitrary(true, self.seed + 1)]) if "labels" in self.controls else true
-        first = linearised(task, self.rank, seed=self.seed)
-        start = self._starts(first)
+        start = self._starts(task, labels)
         schedule = Schedule(self.steps, self.lr, self.same, self.boundary, self.seed)
-        trained = train(schedule, task, labels, start.repeat(len(labels) // len(true), 1, 1), progress=progress)
+        trained = train(schedule, task, labels, start, progress=progress)
         losses = judged(task, within(*trained), labels, self.seed)["loss"][: len(true)]
         best = int(losses.argmin())
         results = self._shares(task, test, trained, labels, best)
         results |= {name: judged(test, change, true[:1], self.seed)["all"][0] for name, change in _REFERENCES.items()}
-        results["linearised"] = judged(test, within(first[None]), true[:1], self.seed)["all"][0]
+        results["linearised"] = judged(test, within(start[:1]), true[:1], self.seed)["all"][0]
+        drawn = self._random(len(trained.frame(best)), start, _RANDOM)
+        results["random"] = _largest(judged(test, within(drawn), true[:1].repeat(_RANDOM, 1), self.seed)["all"])
         if "weights" in self.controls:
             fresh = _tasks(self, reinitialised(model, seed=self.seed), contrast, site, where, parts)
-            bare = train(schedule, fresh[0], true, start, progress=progress)
+            bare = train(schedule, fresh[0], true, self._starts(fresh[0], true), progress=progress)
             results["control_weights"] = _largest(judged(fresh[1], within(*bare), true, self.seed)["all"])
         results |= {"train_losses": losses.tolist(), **_agreement(trained, len(true))}
         return self._result(task, trained.frame(best), results, model.provenance(contrast))
@@ -151,11 +156,19 @@ class DAS:
             found["control_labels_train"] = _largest(seen["all"][true:])
         return found
 
-    def _starts(self, best: Tensor) -> Float[Tensor, "arm k d"]:
-        """The linearised optimum, then random starts."""
+    def _starts(self, task: Interchange, labels: Int[Tensor, "arm n"]) -> Float[Tensor, "arm k d"]:
+        """For every kind of labels the same number of arms: its own linearised optimum, then random starts."""
+        kinds: list[Tensor] = []
+        for first in range(0, len(labels), self.restarts + 1):
+            best = linearised(task, self.rank, labels=labels[first], seed=self.seed)
+            kinds.append(torch.cat([best[None], self._random(self.rank, best[None], self.restarts)]))
+        return torch.cat(kinds)
+
+    def _random(self, rank: int, like: Float[Tensor, "arm k d"], draws: int) -> Float[Tensor, "draw m d"]:
+        """Random orthonormal rows."""
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(self.restarts, self.rank, best.shape[1], generator=generator).to(best)
-        return torch.cat([best[None], torch.linalg.qr(drawn.mT)[0].mT])
+        drawn = torch.randn(draws, rank, like.shape[-1], generator=generator).to(like)
+        return torch.linalg.qr(drawn.mT)[0].mT
 
     def _result(
         self, task: Interchange, frame: Tensor, results: dict[str, Any], provenance: dict[str, str]
@@ -167,14 +180,18 @@ class DAS:
         means = torch.stack([states[labels == label].mean(0) for label in (0, 1)])
         gap = basis @ (means[1] - means[0])
         basis = basis * torch.where(gap < 0, -1.0, 1.0)[:, None]
-        floor = max(results[name]["high"] for name in ("control_labels", "control_weights", "floor") if name in results)
+        beaten = ("control_labels", "control_weights", "random", "floor")
+        floor = max(results[name]["high"] for name in beaten if name in results)
+        fits_anything = "control_labels_train" in results and (
+            results["train_accuracy"]["low"] <= results["control_labels_train"]["high"]
+        )
         return Subspace(
             basis=basis.float(),
             scale=gap.abs().float(),
             origin=means.mean(0).float(),
             site=task.site,
             where=task.where,
-            found=results["accuracy"]["low"] > floor,
+            found=results["accuracy"]["low"] > floor and not fits_anything,
             notes={
                 "finder": self.name,
                 "settings": {**vars(self), "controls": list(self.controls)},
@@ -229,17 +246,21 @@ def judged(task: Interchange, change: Change, labels: Int[Tensor, "arm n"], seed
         should.append(task.wanted(labels, sources) != own)
     hit, move = torch.cat(hits, dim=1), torch.cat(should, dim=1)
     kinds = {"all": torch.ones_like(move), "changed": move, "kept": ~move}
+    units = task.units[task.bases].repeat(2)
     found: dict[str, Any] = {
-        name: [_share(row[which]) for row, which in zip(hit, picked, strict=True)] for name, picked in kinds.items()
+        name: [_share(row[which], units[which]) for row, which in zip(hit, picked, strict=True)]
+        for name, picked in kinds.items()
     }
     return found | {"loss": torch.cat(losses, dim=1).mean(1)}
 
 
-def _share(hits: Tensor) -> dict[str, float]:
+def _share(hits: Tensor, units: Tensor) -> dict[str, float]:
+    """Share of hits with its Wilson interval, as if each unit of joined prompts were one trial."""
     if not len(hits):
         return {"estimate": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    estimate, low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {"estimate": estimate, "low": low, "high": high, "n": len(hits)}
+    share, n = float(hits.double().mean()), len(units.unique())
+    _, low, high = wilson_interval(round(share * n), n)
+    return {"estimate": share, "low": low, "high": high, "n": len(hits)}
 
 
 def _largest(shares: list[dict[str, float]]) -> dict[str, float]:

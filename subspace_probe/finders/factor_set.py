@@ -144,9 +144,13 @@ def _blank(subspace: Subspace) -> bool:
 
 
 def _values(acts: Activations, name: str) -> Int[Tensor, " n"]:
-    """Codes of a factor; the label's own name is no factor unless it was relabelled."""
-    values = acts.factor(name) if name in acts.contrast.factors else acts.labels
-    return coded(values)[1]
+    """Codes of a factor; "label" is no factor unless the contrast was relabelled.
+
+    Raises:
+        UnknownName: a factor that these prompts do not have.
+    """
+    known = name in acts.contrast.factors or name != "label"
+    return coded(acts.factor(name) if known else acts.labels)[1]
 
 
 def _probed(

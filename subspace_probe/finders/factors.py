@@ -17,7 +17,8 @@ from subspace_probe.core.subspaces import Subspace
 from subspace_probe.finders.designs import Design, cells_of
 from subspace_probe.finders.factor_set import Factors, cosine_table
 from subspace_probe.finders.fitting import Fitting
-from subspace_probe.finders.levels import coded, exchanged_codes, principal_axes
+from subspace_probe.finders.levels import coded, principal_axes
+from subspace_probe.finders.permuting import permuted_codes
 from subspace_probe.linalg.moments import class_moments
 from subspace_probe.linalg.permutations import permutation_p
 
@@ -200,10 +201,8 @@ def _within_strata(acts: Activations, codes: Int[Tensor, "n f"], factor: int, se
     """The codes with one factor permuted where all others agree, as pairs and groups allow."""
     others = torch.cat([codes[:, :factor], codes[:, factor + 1 :]], dim=1)
     strata = others.unique(dim=0, return_inverse=True)[1] if others.shape[1] else torch.zeros_like(codes[:, 0])
-    pairs, groups, out = acts.pairs, acts.groups, codes.clone()
-    for stratum in strata.unique():
-        rows = strata == stratum
-        out[rows, factor] = exchanged_codes(codes[rows, factor], pairs[rows], groups[rows], seed=seed)
+    out = codes.clone()
+    out[:, factor] = permuted_codes(acts, codes[:, factor], seed=seed, strata=strata)
     return out
 
 

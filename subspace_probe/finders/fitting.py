@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.errors import DataError
+from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import ACTIVATION, Subspace
@@ -23,16 +23,25 @@ class Fitting:
         finder: its name and settings go into the result.
         acts: activations, in memory or on disk.
         site: which of its sites.
+
+    Attributes:
+        width: width d of the site.
+
+    Raises:
+        SiteError: a site that was not captured.
+        DataError: no rows.
+        ConfigError: a number of null draws that is none.
     """
 
     def __init__(self, finder: Finder, acts: Activations, site: Site) -> None:
         self.finder, self.acts, self.site = finder, acts, site
         self._norms, self._rows = 0.0, 0
-
-    @property
-    def width(self) -> int:
-        """Width d of the site."""
-        return self.acts.rows.width(self.site)
+        self.width = acts.width(site)
+        if acts.rows.n == 0:
+            raise DataError(f"{finder.name} was given no rows. Capture some prompts.")
+        draws = getattr(finder, "null_draws", 0)
+        if not isinstance(draws, int) or draws < 0:
+            raise ConfigError(f"{finder.name} was given null_draws={draws!r}. It is a whole number, 0 for no test.")
 
     def batches(self) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
         """Rows and labels, a block at a time; the norm of the rows is taken on the way.
@@ -95,7 +104,8 @@ class Fitting:
                 "n": self.acts.rows.n,
                 "residual_norm": self._norms / max(self._rows, 1),
                 **self.acts.notes,
-                **(notes or {}),
+                # JSON knows no nan: what was not computed is null
+                **{name: None if value != value else value for name, value in (notes or {}).items()},
             },
         )
 

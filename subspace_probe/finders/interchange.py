@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.contrasts import Contrast, components
 from subspace_probe.core.edits import At
 from subspace_probe.core.errors import DataError, PositionError
 from subspace_probe.core.protocols import Prefix
@@ -95,6 +95,7 @@ class Interchange:
         self.acts = acts or model.capture(contrast, sites=[self.site], where=where)
         self.states = self.acts.at(self.site).to(model.backend.device)
         self.labels = torch.tensor(contrast.labels)
+        self.units = torch.tensor(components(contrast.pairs, contrast.groups))
         self.answers = answer_ids(model, contrast)
         self.entry = self.site.lifted(model.spec.n_layers, model.standing_sites)
         self.bases: Int[Tensor, " bases"] = torch.tensor(bases)

@@ -84,12 +84,17 @@ def train(
         return Trained(torch.linalg.qr(free.mT)[0].mT.detach(), (kept > 0.5).to(free))
 
 
-def linearised(task: Interchange, rank: int, *, seed: int) -> Float[Tensor, "k d"]:
+def linearised(
+    task: Interchange, rank: int, *, labels: Int[Tensor, " n"] | None = None, seed: int
+) -> Float[Tensor, "k d"]:
     """The subspace whose exchange does most to first order.
 
     Exchanging the components inside V changes an objective by (V D) . (V G), with D the difference of states and G its
     gradient at the base; over all orthonormal V that is greatest at the top eigenvectors of the mean of
     (D G^T + G D^T) / 2. Solved in the span of the D and G, so its cost does not grow with the cube of the width.
+
+    Args:
+        labels: the variable that is to be carried; the contrast's label by default.
 
     Raises:
         SiteError: every gradient is zero: nothing reads this state.
@@ -97,7 +102,7 @@ def linearised(task: Interchange, rank: int, *, seed: int) -> Float[Tensor, "k d
     moves: list[Tensor] = []
     gradients: list[Tensor] = []
     sources = task.sources(same=0.0, seed=seed)
-    wanted = task.split(task.wanted(task.labels[None], sources))
+    wanted = task.split(task.wanted((task.labels if labels is None else labels)[None], sources))
     for chunk, drawn, token in zip(task.chunks, task.split(sources), wanted, strict=True):
         added: list[Tensor] = []
 

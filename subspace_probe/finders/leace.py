@@ -28,8 +28,8 @@ class LEACE:
     constant; on other rows this holds up to sampling. Among all affine maps with that property it changes the
     activations least. Erasure is linear: a nonlinear reader may still find the label.
 
-    `Ablate` and other interventions that project orthogonally ignore the reader: they remove the same subspace, and
-    with it the label's means, but more of everything else. Erase with `subspace.reject`.
+    `Ablate` projects orthogonally and refuses an eraser: use `subspace.reject`, in float32. Rounded to half precision
+    afterwards, states with a large common mean can be read again, because what is left of the label is a rounding.
 
     Shrinking Sigma changes only what the reader looks along. The basis comes from Sigma_xz as it is, so erasure on the
     rows of the fit stays exact; the change is no longer quite the least. With fewer rows than coordinates and no

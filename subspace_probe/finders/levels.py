@@ -1,41 +1,14 @@
-"""A label or factor with any number of values: its codes, its codes under permutation, and the axes its means take."""
+"""A label or factor with any number of values: its codes, and the axes its means take."""
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
-
-from subspace_probe.finders.permuting import exchanged
-from subspace_probe.linalg.permutations import permute_labels
 
 
 def coded(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
     """The distinct values in ascending order, and for each row which of them it has, 0 .. m-1."""
     levels, codes = values.unique(return_inverse=True)
     return levels, codes
-
-
-def exchanged_codes(
-    codes: Int[Tensor, " n"], pairs: Int[Tensor, " n"], groups: Int[Tensor, " n"], *, seed: int
-) -> Int[Tensor, " n"]:
-    """Codes drawn from the null that they do not matter: `permuting.exchanged` for any number of values.
-
-    With more than two values, groups of one value exchange it as a whole; otherwise values move within their group.
-    """
-    _, group = groups.unique(return_inverse=True)
-    count = int(group.max()) + 1
-    if int(codes.max()) <= 1:
-        return exchanged(codes, pairs, groups, seed=seed)
-    low, high = (
-        torch.zeros(count, dtype=codes.dtype).scatter_reduce(0, group, codes, reduce, include_self=False)
-        for reduce in ("amin", "amax")
-    )
-    if torch.equal(low, high):
-        return permute_labels(codes, groups=groups, seed=seed)
-    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
-    out = torch.empty_like(codes)
-    # sorting a shuffle by group keeps groups together and their members in random order
-    out[group.argsort(stable=True)] = codes[order[group[order].argsort(stable=True)]]
-    return out
 
 
 def principal_axes(

@@ -14,7 +14,7 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.finders.fitting import Fitting
 from subspace_probe.finders.folds import group_folds
-from subspace_probe.finders.levels import exchanged_codes
+from subspace_probe.finders.permuting import permuted_labels
 from subspace_probe.linalg.permutations import permutation_p
 from subspace_probe.linalg.ranking import auroc
 
@@ -98,7 +98,7 @@ class LinearProbe:
         auc, accuracy = self._validated(inner, labels, fold)
         null: list[float] = []
         for draw in range(self.null_draws):
-            drawn = exchanged_codes(labels, acts.pairs, acts.groups, seed=self.seed + draw)
+            drawn = permuted_labels(acts, seed=self.seed + draw)
             null.append(self._validated(inner, drawn, fold)[0])
         tested = bool(null) and auc == auc
         # a draw without a score of its own cannot speak against chance: it counts as a perfect one

@@ -12,9 +12,9 @@ from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.finders.fitting import Fitting
-from subspace_probe.finders.permuting import exchanged
+from subspace_probe.finders.permuting import permuted_labels, require_enough
 from subspace_probe.linalg.moments import Moments
-from subspace_probe.linalg.permutations import permutation_p, permute_labels
+from subspace_probe.linalg.permutations import permutation_p
 
 
 @final
@@ -22,9 +22,9 @@ from subspace_probe.linalg.permutations import permutation_p, permute_labels
 class MeanDifference:
     """Mean of the positive class minus mean of the negative one, raw length (Arditi et al. 2024, eq. 1).
 
-    The scale of the result is the gap between the class means, its origin their midpoint, its sign points to the
-    positive class. Accumulated in float64. The direction counts as found when the gap is longer than 95 % of the gaps
-    under permuted labels; otherwise it is returned with `found=False`.
+    The scale of the result is the gap between the class means (as paired or stratified), its origin their midpoint, its
+    sign points to the positive class. Accumulated in float64. The direction counts as found when the gap is longer than
+    95 % of the gaps under permuted labels; otherwise it is returned with `found=False`.
 
     Args:
         paired: average the differences within minimal pairs, and use only rows whose pair has both classes.
@@ -53,17 +53,21 @@ class MeanDifference:
         fitting = Fitting(self, acts, site)
         labels = acts.labels
         weights = self._weights(acts, labels)
-        nulls = [self._weights(acts, self.permuted(acts, self.seed + draw)) for draw in range(self.null_draws)]
-        positive = Moments.empty(acts.rows.width(site), second=False)
-        negative = Moments.empty(acts.rows.width(site), second=False)
-        sums = torch.zeros(1 + len(nulls), acts.rows.width(site), dtype=torch.float64)
-        stacked, start = torch.stack([weights, *nulls]), 0
+        drawn = [self.permuted(acts, self.seed + draw) for draw in range(self.null_draws)]
+        nulls = [self._weights(acts, labels) for labels in drawn]
+        if drawn:
+            require_enough(torch.stack(drawn), self.name)
+        positive = Moments.empty(fitting.width, second=False)
+        negative = Moments.empty(fitting.width, second=False)
+        # the last row of weights takes the middle of the two means whose difference the first takes
+        stacked, start = torch.stack([weights, *nulls, weights.abs() / 2]), 0
+        sums = torch.zeros(len(stacked), fitting.width, dtype=torch.float64)
         for block, block_labels in fitting.batches():
             positive = positive.update(block[block_labels == 1])
             negative = negative.update(block[block_labels == 0])
             sums += stacked[:, start : start + len(block)] @ block.double()
             start += len(block)
-        gap, null = sums[0], sums[1:].norm(dim=1)
+        gap, null = sums[0], sums[1:-1].norm(dim=1)
         length = float(gap.norm())
         p = permutation_p(length, null, side="greater") if len(null) else float("nan")
         # no gap at all, as at layer 0 of template tokens: dividing by its length would make noise a unit vector
@@ -72,7 +76,7 @@ class MeanDifference:
         return fitting.result(
             basis,
             torch.tensor([0.0 if empty else length]),
-            (positive.mean + negative.mean) / 2,
+            sums[-1],
             found=not (empty or p > 0.05),
             orientation="towards label 1",
             notes={
@@ -85,16 +89,8 @@ class MeanDifference:
         )
 
     def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:
-        """The labels under the null that they do not matter: exchanged by group, within pairs, or within strata."""
-        labels, pairs, groups = acts.labels, acts.pairs, acts.groups
-        if self.paired:
-            return permute_labels(labels, pairs=pairs, seed=seed)
-        strata = torch.zeros_like(labels) if self.strata is None else acts.factor(self.strata)
-        out = labels.clone()
-        for value in strata.unique():
-            rows = strata == value
-            out[rows] = exchanged(labels[rows], pairs[rows], groups[rows], seed=seed)
-        return out
+        """The labels under the null that they do not matter: exchanged as pairs and groups allow, within strata."""
+        return permuted_labels(acts, seed=seed, strata=None if self.strata is None else acts.factor(self.strata))
 
     def _weights(self, acts: Activations, labels: Tensor) -> Float[Tensor, " n"]:
         """One weight a row, so that the direction is their weighted sum."""

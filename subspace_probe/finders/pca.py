@@ -15,9 +15,9 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.finders.fitting import Fitting
 from subspace_probe.finders.pairing import CompletePairs
-from subspace_probe.finders.permuting import exchanged
+from subspace_probe.finders.permuting import permuted_labels
 from subspace_probe.linalg.moments import Moments, class_moments
-from subspace_probe.linalg.permutations import permutation_p, permute_labels
+from subspace_probe.linalg.permutations import permutation_p
 from subspace_probe.linalg.ranks import ParallelAnalysis, parallel_analysis
 
 LITTLE = 0.1
@@ -99,12 +99,13 @@ class PCA:
     points to label 1 where the class means differ along it by more than two standard errors, else its largest
     coordinate is positive. The origin is the mean of all rows, or the midpoint of the classes (of complete pairs).
 
-    `found`, about a mean: as many eigenvalues of the correlation matrix as there are components exceed that of noise
-    (`linalg.ranks.parallel_analysis`) with as many independent rows as there are groups; conservative where the rows of
-    a group are not copies, as long as groups are of similar size. For pairs: the mean difference along the components
-    together is larger than under random signs, one sign a group. Signs leave the components as they are, so they test
-    the mean along them and not their eigenvalues; how many of those stand out of noise is `suggested_rank` in the
-    notes.
+    `found`, about a mean: the variance along every component exceeds what independent coordinates of the same variances
+    would have there by more than noise allows (`linalg.ranks.parallel_analysis`), with as many independent rows as
+    there are groups, fewer where rows are of uneven length. A component along one coordinate shows no such excess, and
+    one that a few very long rows carry may: look at `acts.heavy_rows` first. For pairs: the mean difference along the
+    components together is larger than under random signs, one sign a group. Signs leave the components as they are, so
+    they test the mean along them and not their eigenvalues; how many of those stand out of noise is `suggested_rank` in
+    the notes.
 
     Args:
         rank: components to keep; None keeps those that parallel analysis finds, at least one.
@@ -161,12 +162,8 @@ class PCA:
         )
 
     def permuted(self, acts: Activations, seed: int) -> Int[Tensor, " n"]:
-        """The labels under the null that they do not matter: swapped within pairs, by group, where pairs are used."""
-        labels, pairs, groups = acts.labels, acts.pairs, acts.groups
-        if self.centre != "pairs":
-            return exchanged(labels, pairs, groups, seed=seed)
-        nested = torch.stack([pairs, groups]).unique(dim=1).shape[1] == len(pairs.unique())
-        return permute_labels(labels, pairs=pairs, groups=groups if nested else None, seed=seed)
+        """The labels under the null that they do not matter: exchanged as pairs and groups allow."""
+        return permuted_labels(acts, seed=seed)
 
     def _check(self) -> None:
         if self.centre not in ("all", "pairs", "classes"):
@@ -185,7 +182,7 @@ class PCA:
     def _rows(self, fitting: Fitting) -> _Evidence:
         """About the overall mean, or about each class's own."""
         acts, within = fitting.acts, self.centre == "classes"
-        labels, groups = acts.labels, acts.groups
+        labels = acts.labels
         counts = torch.bincount(labels, minlength=2).double()
         if within:
             fitting.require_classes()
@@ -198,11 +195,12 @@ class PCA:
         parts = list(class_moments(batches, fitting.width, second=True).values())
         means = torch.stack([part.mean for part in parts])
         free = acts.rows.n - len(parts)
+        second = sum((_scatter(part) for part in parts[1:]), _scatter(parts[0])) / max(free, 1)
         return _Evidence(
-            second=sum((_scatter(part) for part in parts[1:]), _scatter(parts[0])) / max(free, 1),
+            second=second,
             origin=means.mean(0),
             most=free,
-            units=len(groups.unique()),
+            units=_even_units(acts, fitting.site, means, second, within=within),
             ddof=len(parts),
             gap=gaps.sums[0] if both else None,
             gap_variance=float((1 / counts).sum()),
@@ -257,7 +255,10 @@ class PCA:
         rank = len(values)
         if parallel is None or rank > len(parallel.p):
             return 1.0, None  # more components than independent rows
-        return float(parallel.p[rank - 1]), parallel.threshold
+        # each component against independent coordinates of the same variances: a coordinate that merely varies much has
+        # ratio 1, and no direction a larger one than the correlation matrix has eigenvalues
+        ratios = values / (basis.square() @ seen.second.diagonal()).clamp(min=1e-300)
+        return float(parallel.p_of(ratios).max()), parallel.threshold
 
     def _warn(self, seen: _Evidence, basis: Tensor, site: Site) -> None:
         """Warn where the classes differ outside of the subspace, and little or no more than by chance inside."""
@@ -280,6 +281,28 @@ class PCA:
             IllusionWarning,
             stacklevel=3,
         )
+
+
+def _even_units(acts: Activations, site: Site, means: Tensor, second: Tensor, *, within: bool) -> int:
+    """How many independent rows of even length the data are worth.
+
+    The groups' shares of all squared deviations are as uneven as those of so many rows: (sum w)^2 / sum w^2, with what
+    the lengths of normal rows vary by themselves taken out. One long row or one large group is worth little more than
+    one, whatever its number of rows.
+    """
+    group = acts.groups.unique(return_inverse=True)[1]
+    shares = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
+    start = 0
+    for block, labels in acts.batches(site):
+        centre = means[labels] if within else means[:1]
+        squares = (block.cpu().double() - centre).square().sum(1)
+        shares.index_add_(0, group[start : start + len(block)], squares)
+        start += len(block)
+    if not bool(shares.any()):
+        return len(shares)
+    normal = 1 + 2 * float(second.square().sum() / second.diagonal().sum() ** 2)
+    even = float(shares.sum() ** 2 / shares.square().sum()) * normal
+    return max(1, min(len(shares), int(even)))
 
 
 def _parts(seen: _Evidence, basis: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:

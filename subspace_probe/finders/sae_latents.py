@@ -17,7 +17,7 @@ from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
 from subspace_probe.dictionaries.contrasting import LatentContrast, Statistic
 from subspace_probe.dictionaries.loading import load_sae
 from subspace_probe.finders.fitting import Fitting
-from subspace_probe.finders.permuting import exchanged
+from subspace_probe.finders.permuting import permuted_labels
 from subspace_probe.linalg.bases import orthonormalise
 from subspace_probe.linalg.moments import Moments
 from subspace_probe.linalg.permutations import permutation_p
@@ -150,7 +150,7 @@ class SAELatents:
         sae.require_site(fitting.site)
         fitting.require_classes(2)
         labels = acts.labels.bool()
-        permuted = [self._permuted(acts, self.seed + draw) for draw in range(self.null_draws)]
+        permuted = [permuted_labels(acts, seed=self.seed + draw).bool() for draw in range(self.null_draws)]
         contrast = LatentContrast(sae.decoder.norm(dim=1), torch.stack([labels, *permuted]), self.statistic)
         moments = [Moments.empty(fitting.width, second=False)] * 2
         size = max(1, _CELLS // sae.d_sae)
@@ -165,12 +165,6 @@ class SAELatents:
         values = torch.where(eligible, contrast.values(), 0.0)
         null = values[1:].abs().amax(dim=1)
         return _Measured(contrast, values[0], null, eligible, moments[0].mean, moments[1].mean)
-
-    def _permuted(self, acts: Activations, seed: int) -> Bool[Tensor, " n"]:
-        """Labels under the null that they do not matter; the rows of a prompt keep one label."""
-        contrast = acts.contrast
-        columns = (torch.tensor(column) for column in (contrast.labels, contrast.pairs, contrast.groups))
-        return exchanged(*columns, seed=seed)[acts.prompt].bool()
 
 
 @final

@@ -5,6 +5,7 @@ with the best validation AUROC is taken, and because a best of many is high by c
 best of the same sweep under permuted labels. The test prompts are touched once, at the end.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,12 @@ def find(
 
 
 def _require_comparable(places: Sequence[Activations], cells: Sequence[_Cell]) -> None:
+    for cell in cells:
+        if not isinstance(cell.finder, Finder) or "acts" not in inspect.signature(cell.finder.fit).parameters:
+            raise ConfigError(
+                f"{type(cell.finder).__name__} cannot be swept over activations. Finders that run the model (DAS, "
+                "ActiveSubspace, WeightDelta) are called with fit(model, contrast, site, where)."
+            )
     if not cells:
         raise ConfigError("A sweep over nothing was asked for. Give activations and at least one finder.")
     first = places[0].contrast

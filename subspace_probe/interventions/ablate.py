@@ -31,6 +31,10 @@ class Ablate:
     sites: SitesLike = PUBLISHED
     where: Where = ALL
 
+    def __post_init__(self) -> None:
+        # a projector of its own (LEACE) belongs to one site and its own origin: `subspace.reject` applies it
+        self.subspace.require_projection("ablated along its basis alone")
+
     def edits(self, n_layers: int) -> EditMap:
         """One edit at every site."""
 

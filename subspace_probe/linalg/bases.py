@@ -128,6 +128,14 @@ def covariance_matched_directions(
     return _with_norm(normal @ root.T, norm).to(covariance.device, covariance.dtype)
 
 
+def off_identity(a: Tensor, b: Tensor) -> float:
+    """Largest deviation of `a @ b.T` from the identity, in float64; infinite for unequal shapes."""
+    if a.shape != b.shape:
+        return float("inf")
+    product = a.detach().to("cpu", torch.float64) @ b.detach().to("cpu", torch.float64).T
+    return float((product - torch.eye(len(a), dtype=torch.float64)).abs().max())
+
+
 def fix_sign(vector: Float[Tensor, " d"], reference: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
     """`vector` or `-vector`, whichever has a non-negative dot product with `reference` (unchanged if it is zero).
 

@@ -12,7 +12,7 @@ https://doi.org/10.1214/aos/1009210544 (the law of the largest eigenvalue).
 # pyright: reportMissingTypeStubs=false
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -35,12 +35,20 @@ class ParallelAnalysis:
         eigenvalues: of the correlation matrix, largest first, shape [m], m = min(d, degrees of freedom).
         p: how probable as large an eigenvalue is as the largest of noise, one an eigenvalue, shape [m].
         threshold: what the largest eigenvalue of noise stays below in 95 % of cases.
+        centre, scale: of the largest eigenvalue of noise.
     """
 
     rank: int
     eigenvalues: Float64[Tensor, " m"]
     p: Float64[Tensor, " m"]
     threshold: float
+    centre: float
+    scale: float
+
+    def p_of(self, values: Float64[Tensor, " k"]) -> Float64[Tensor, " k"]:
+        """How probable values as large are as the largest eigenvalue of noise."""
+        x = ((values - self.centre) / self.scale).clamp(min=-_SHIFT)
+        return torch.from_numpy(gammaincc(_SHAPE, ((x + _SHIFT) / _SCALE).numpy()))
 
 
 def parallel_analysis(
@@ -79,15 +87,15 @@ def parallel_analysis(
     variances = work.diagonal()
     alive = variances > 1e-12 * variances.max().clamp(min=0)  # a constant coordinate has no correlations
     if int(alive.sum()) < 2:
-        return ParallelAnalysis(0, torch.ones(int(alive.sum())).double(), torch.ones(int(alive.sum())).double(), 1.0)
+        ones = torch.ones(int(alive.sum()), dtype=torch.float64)
+        return ParallelAnalysis(0, ones, ones, 1.0, 1.0, 1.0)
     deviations = variances[alive].sqrt()
     correlations = work[alive][:, alive] / torch.outer(deviations, deviations)
     eigenvalues = torch.linalg.eigvalsh((correlations + correlations.T) / 2).flip(0)[:dof].clamp(min=0)
     centre, scale = noise_edge(len(deviations), dof)
-    x = ((eigenvalues - centre) / scale).clamp(min=-_SHIFT)
-    p = torch.from_numpy(gammaincc(_SHAPE, ((x + _SHIFT) / _SCALE).numpy()))
     threshold = centre + scale * (float(gammainccinv(_SHAPE, level)) * _SCALE - _SHIFT)
-    return ParallelAnalysis(int((eigenvalues > threshold).sum()), eigenvalues, p, threshold)
+    found = ParallelAnalysis(int((eigenvalues > threshold).sum()), eigenvalues, eigenvalues, threshold, centre, scale)
+    return replace(found, p=found.p_of(eigenvalues))
 
 
 def noise_edge(d: int, n: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from subspace_probe.core.errors import ConfigError, RankError, ShapeError, StoreError, SubspaceProbeError
+from subspace_probe.core.plain import plain
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import ACTIVATION, Subspace
 from subspace_probe.core.tokens import ALL, Where
@@ -87,7 +88,7 @@ def export_gguf(
         "general.architecture": ARCHITECTURE,
         HINT: hint,
         COUNT: len(kept),
-        _HEADER: json.dumps(header, sort_keys=True),
+        _HEADER: json.dumps(plain(header), sort_keys=True, allow_nan=False),
     }
     return write_gguf(Path(path), metadata, {f"direction.{layer}": each.vector for layer, each in kept.items()})
 
