@@ -18,7 +18,7 @@ from subspace_probe.finders.designs import Design, cells_of
 from subspace_probe.finders.factor_set import Factors, cosine_table
 from subspace_probe.finders.fitting import Fitting
 from subspace_probe.finders.levels import coded, principal_axes
-from subspace_probe.finders.permuting import permuted_codes
+from subspace_probe.finders.permuting import permuted_codes, require_enough
 from subspace_probe.linalg.moments import class_moments
 from subspace_probe.linalg.permutations import permutation_p
 
@@ -102,6 +102,9 @@ class FactorSubspaces:
             [_drawn(acts, codes, design, factor, self.seed + draw) for draw in range(self.null_draws)]
             for factor in range(len(columns) if tested is None else tested)
         ]
+        for draws in nulls:
+            if draws:
+                require_enough(torch.stack([draw.cell for draw in draws]), self.name)
         means, sizes = _pass(fitting, cell, nulls)
         subspaces: dict[str, Subspace] = {}
         marginal: dict[str, Subspace] = {}

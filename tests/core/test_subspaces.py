@@ -269,11 +269,11 @@ def test_files_that_are_no_subspaces(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from subspace_probe.core.errors import StoreError
+    from subspace_probe.core.errors import ConfigError, StoreError
 
     path = subspace().save(tmp_path / "a.safetensors")
     before = path.read_bytes()
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"notes\.bad holds a object"):
         replace(subspace(), notes={"bad": object()}).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

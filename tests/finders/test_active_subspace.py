@@ -154,14 +154,14 @@ def test_gradients_along_the_way_are_those_of_partial_patches() -> None:
     acts = model.capture(data, sites=site, where=LAST)
     states = acts.at(site)
     source = states.view(6, 2, -1).flip(1).reshape(12, -1)  # pairs are (0, 1), (2, 3), ...
-    gradients = ActiveSubspace(metric, along=30)._gradients(model, acts, states, site, metric)
+    gradients = ActiveSubspace(metric, along=30)._gradients(model, acts, states, site, metric, False)
     clean = model.logits(data)
     from subspace_probe.core.edits import At
 
     logits = model.run(model.tokens(data), writes={site: At(LAST, lambda x, rows: source[rows])}, logits_to_keep=1)
     effect = metric(logits.logits[:, -1], None) - metric(clean, None)
     assert torch.allclose((gradients * (source - states)).sum(1), effect, atol=0.01 * float(effect.abs().max()))
-    local = ActiveSubspace(metric)._gradients(model, acts, states, site, metric)
+    local = ActiveSubspace(metric)._gradients(model, acts, states, site, metric, False)
     off = ((local * (source - states)).sum(1) - effect).abs().max()
     assert float(off) > 0.05 * float(effect.abs().max())  # control
 

@@ -18,9 +18,12 @@ WORDS = tuple(f"w{i}" for i in range(10, 18))
 
 @pytest.fixture(scope="module")
 def model() -> "HookedModel":
+    import copy
+
     import subspace_probe as sp
 
-    return sp.load_model(tiny("llama"), tokenizer=words())
+    # a copy: asked for hidden states, Transformers puts hooks on a model that stay
+    return sp.load_model(copy.deepcopy(tiny("llama")), tokenizer=words())
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def test_names_survive_relabelling_and_shuffling() -> None:
     from subspace_probe.finders.permuting import shuffled
 
     x, a, b = _agreeing(0.75, n=400)
-    acts = activations(x, a, b=b)
+    acts = _singles(x, a, b=b)
     straight, turned = _fit_all(acts, null_draws=0), _fit_all(acts.relabel("b"), null_draws=0)
     for name in ("label", "b"):
         assert torch.allclose(straight.subspaces[name].vector, turned.subspaces[name].vector, atol=1e-5)
@@ -218,7 +218,7 @@ def test_blocks_row_order_and_disk_make_no_difference(tmp_path: Path) -> None:
     from subspace_probe.store import open_activations, save_activations
 
     x, a, b = _agreeing(0.75, n=4200, d=6)  # two blocks
-    acts, finder = activations(x, a, b=b), FactorSubspaces(null_draws=2)
+    acts, finder = _singles(x, a, b=b), FactorSubspaces(null_draws=19)
     stored = open_activations(save_activations(acts, tmp_path / "acts"))
     memory, disk = finder.fit_all(acts, Site(0)), finder.fit_all(stored, Site(0))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(2))

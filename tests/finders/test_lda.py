@@ -94,14 +94,14 @@ def test_null_equals_refitting_under_each_permutation() -> None:
     from subspace_probe.finders.covariances import factor_moments
     from subspace_probe.finders.fitting import Fitting
     from subspace_probe.finders.lda import LDA
-    from subspace_probe.finders.levels import exchanged_codes
+    from subspace_probe.finders.permuting import permuted_codes
 
     x, labels, _ = planted(n=60, gap=1.0)
     acts = activations(x, labels)
-    seen = factor_moments(Fitting(LDA(), acts, Site(0)), labels, draws=3, seed=5)
+    seen = factor_moments(Fitting(LDA(), acts, Site(0)), labels, draws=19, seed=5)
     metric = np.linalg.inv(oas(x.double().numpy())[0])
     for draw, trace in enumerate(seen.traces().tolist()):
-        drawn = labels if draw == 0 else exchanged_codes(labels, acts.pairs, acts.groups, seed=4 + draw)
+        drawn = labels if draw == 0 else permuted_codes(acts, labels, seed=4 + draw)
         gap = (x[drawn == 1].double().mean(0) - x[drawn == 0].double().mean(0)).numpy()
         assert trace == pytest.approx(gap @ metric @ gap / 4, rel=1e-8)
 
@@ -163,7 +163,7 @@ def test_memory_and_disk_make_no_difference(tmp_path: Path) -> None:
 
     acts = activations(*planted(d=12)[:2])
     stored = open_activations(save_activations(acts, tmp_path / "acts"))
-    memory, disk = (LDA(null_draws=9).fit(source, Site(0)) for source in (acts, stored))
+    memory, disk = (LDA(null_draws=19).fit(source, Site(0)) for source in (acts, stored))
     assert torch.equal(memory.vector, disk.vector)
     assert memory.notes == disk.notes
 

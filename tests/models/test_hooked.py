@@ -101,7 +101,14 @@ def test_a_contrast_keeps_its_labels() -> None:
     acts = subject.capture(contrast, sites="L0.resid_post")
     assert (acts.labels.tolist(), acts.pairs.tolist()) == ([1, 0, 1, 0], [7, 7, 9, 9])
     assert acts.contrast is contrast
-    assert acts.notes == {"model": subject.spec.name, "fingerprint": subject.fingerprint, "data": "pairs"}
+    assert {
+        "model": subject.spec.name,
+        "fingerprint": subject.fingerprint,
+        "data": "pairs",
+    }.items() <= acts.notes.items()
+    assert acts.notes == subject.provenance(contrast)
+    relabelled = Contrast("pairs", contrast.prompts, (0, 1, 0, 1), pairs=contrast.pairs)
+    assert subject.provenance(relabelled)["data_hash"] != acts.notes["data_hash"]
 
 
 def test_sites_of_every_kind_and_an_encoder() -> None:
