@@ -197,6 +197,7 @@ def test_the_global_flags_stand_anywhere(cli: Cli, tiny: Path, colours: Path) ->
     assert "capture" in cli(*args).stderr
 
 
+@pytest.mark.slow
 def test_find_ranks_positions_and_finders(cli: Cli, tmp_path: Path) -> None:
     """Several of each in one sweep; what the finders warn of is said once, in plain words."""
     result = cli(
@@ -211,6 +212,7 @@ def test_find_ranks_positions_and_finders(cli: Cli, tmp_path: Path) -> None:
     assert "IllusionWarning" not in result.output
 
 
+@pytest.mark.slow
 def test_find_with_a_finder_that_runs_the_model(cli: Cli, tmp_path: Path) -> None:
     from subspace_probe.core.subspaces import Subspace
 
@@ -225,6 +227,7 @@ def test_find_with_a_finder_that_runs_the_model(cli: Cli, tmp_path: Path) -> Non
     assert Subspace.load(tmp_path / "das.safetensors").notes["settings"]["steps"] == 20
 
 
+@pytest.mark.slow
 def test_find_prints_every_candidate_of_the_published_rule(cli: Cli, tmp_path: Path) -> None:
     result = cli(
         "-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/harmfulness", "--select", "published",

@@ -110,7 +110,7 @@ def test_says_not_found_on_data_without_signal(name: str) -> None:
     outcomes = []
     for seed in range(20):
         x, labels, unit = data(name, gap=0.0, seed=seed)
-        outcomes.append(fit(name, activations(x, labels), unit, null_draws=39).found)
+        outcomes.append(fit(name, activations(x, labels), unit, null_draws=19).found)
     assert sum(outcomes) <= 4  # 5 % of 20 expected; 5 or more has probability 0.003
 
 

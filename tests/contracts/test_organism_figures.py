@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 CONTRASTS = {
     "refusal": ("requests", "refused"),
     "harmfulness": ("requests", None),

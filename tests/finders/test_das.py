@@ -217,6 +217,7 @@ def found(organism: "HookedModel", knob: "Contrast") -> Any:
     return truth, DAS(steps=60, restarts=1).fit(organism, knob, truth.site, truth.where)
 
 
+@pytest.mark.slow
 def test_finds_a_subspace_that_carries_the_planted_variable(found: Any) -> None:
     truth, subspace = found
     notes = subspace.notes
@@ -233,6 +234,7 @@ def test_finds_a_subspace_that_carries_the_planted_variable(found: Any) -> None:
     assert notes["data_hash"]
 
 
+@pytest.mark.slow
 def test_reads_and_writes_what_it_says(found: Any, organism: "HookedModel", knob: "Contrast") -> None:
     _, subspace = found
     acts = organism.capture(knob, sites=[subspace.site], where=subspace.where)
@@ -334,6 +336,7 @@ def test_bad_requests_say_what_to_do(model: "HookedModel") -> None:
         das.fit(model, same, Site(0), LAST)
 
 
+@pytest.mark.slow
 def test_a_fresh_copy_has_learned_nothing_and_leaves_the_model_alone(organism: "HookedModel") -> None:
     import subspace_probe as sp
     from subspace_probe.models.reinitialised import reinitialised

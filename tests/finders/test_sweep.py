@@ -20,6 +20,7 @@ def _many_sites(gap: float, seed: int, n: int = 120, strong: int = 2):
     return replace(acts, rows=MemoryRows(tensors))
 
 
+@pytest.mark.slow
 def test_finds_the_site_with_the_signal() -> None:
     from subspace_probe.finders.mean_difference import MeanDifference
     from subspace_probe.finders.sweep import find
