@@ -34,12 +34,12 @@ def test_find_is_the_api(cli: Cli, tiny: Path, colours: Path) -> None:
     import subspace_probe as sp
     from subspace_probe.finders.sweep import find
 
-    args = ("--site", "L1.resid_post,attn_out", "--set", "paired=true", "--set", "null_draws=9", "--seed", 3)
+    args = ("--site", "L1.resid_post,attn_out", "--set", "paired=true", "--set", "null_draws=19", "--seed", 3)
     assert cli("find", "--model", tiny, "--contrast", colours.name, *args).exit_code == 0
     model, contrast = sp.load_model(str(tiny)), sp.load_contrast(colours.name)
     sites = [sp.Site(0, "attn_out"), sp.Site(1, "attn_out"), sp.Site(1)]
     acts = model.capture(contrast, sites=sites, where="last")
-    other = find(acts, sp.MeanDifference(paired=True, null_draws=9, seed=3), seed=3).subspace
+    other = find(acts, sp.MeanDifference(paired=True, null_draws=19, seed=3), seed=3).subspace
     found = sp.Subspace.load("direction.safetensors")
     assert torch.equal(found.vector, other.vector)
     assert found.notes == other.notes
