@@ -5,13 +5,14 @@ says itself which tokens it touches, so that several edits of one site, each wit
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from subspace_probe.core.errors import SiteError
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import TokenBatch, Where
 
@@ -26,12 +27,16 @@ class EditContext:
         positions: absolute position of every token of this pass, shape [batch, pos]; a decoding step has one column.
         real: False at pads, shape [batch, pos].
         step: 0 for the prompt, i for the i-th decoding step.
+        reads: states of this very pass at the sites that edits need, [batch, pos, width]; filled as the pass goes.
+        memory: what edits remember from the prompt while decoding, when its tokens are no longer seen.
     """
 
     batch: TokenBatch
     positions: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
     step: int = 0
+    reads: Mapping[Site, Tensor] = field(default_factory=dict[Site, Tensor])
+    memory: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
     def select(self, where: Where) -> Bool[Tensor, "batch pos"]:
         """The real tokens of this pass that `where` means."""
@@ -39,7 +44,8 @@ class EditContext:
 
     def to(self, device: torch.device) -> "EditContext":
         """The same for activations on another device."""
-        return EditContext(self.batch.to(device), self.positions.to(device), self.real.to(device), self.step)
+        moved = {name: getattr(self, name).to(device) for name in ("batch", "positions", "real")}
+        return replace(self, **moved)
 
 
 @runtime_checkable
@@ -52,6 +58,37 @@ class Edit(Protocol):
 EditMap = Mapping[Site, Edit]
 NO_EDITS: EditMap = {}
 
+Needs = frozenset[tuple[Site, Where]]
+"""Sites whose states an edit reads from `EditContext.reads`, and the tokens it reads there."""
+NOTHING: Needs = frozenset()
+
+
+def needs_of(edit: Edit | None) -> Needs:
+    """What an edit reads of its own pass; nothing for plain functions."""
+    return getattr(edit, "needs", NOTHING)
+
+
+def needed_sites(writes: EditMap) -> frozenset[Site]:
+    """The sites that edits read of their own pass.
+
+    Raises:
+        SiteError: one that is computed after the edit.
+    """
+    found: set[Site] = set()
+    for site, edit in writes.items():
+        for source, _ in needs_of(edit):
+            if source.order > site.order:
+                raise SiteError(
+                    f"The edit at {site.short} depends on {source.short}, which is computed later. Let it depend on a "
+                    "site no later than its own."
+                )
+            found.add(source)
+    return frozenset(found)
+
+
+Condition = Callable[[EditContext], Bool[Tensor, "batch pos"]]
+"""Which tokens of a pass an edit may touch, besides its `where`."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -60,18 +97,26 @@ class At:
 
     Args:
         where: the tokens.
-        change: takes the selected states [n, d] and the row of the batch each came from [n]; returns [n, d].
+        change: takes the selected states [n, d] and, for each, which prompt of the call it belongs to [n]; returns
+            [n, d].
+        when: of these tokens, only those it says.
+        needs: what `when` reads.
     """
 
     where: Where
     change: Callable[[Float[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, "n d"]]
+    when: Condition | None = None
+    needs: Needs = NOTHING
 
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         selected = ctx.select(self.where)
+        if self.when is not None:
+            selected = selected & self.when(ctx)
         rows, columns = selected.nonzero(as_tuple=True)
         if rows.numel() == 0:
             return x
-        return x.index_put((rows, columns), self.change(x[rows, columns], rows).to(x.dtype))
+        changed = self.change(x[rows, columns], ctx.batch.index[rows])
+        return x.index_put((rows, columns), changed.to(x.dtype))
 
 
 @final
@@ -81,6 +126,11 @@ class Then:
 
     first: Edit
     second: Edit
+
+    @property
+    def needs(self) -> Needs:
+        """What either reads."""
+        return needs_of(self.first) | needs_of(self.second)
 
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         return self.second(self.first(x, ctx), ctx)
@@ -99,11 +149,21 @@ class Stacked:
     edits: Sequence[Edit | None]
     batch: TokenBatch
 
+    @property
+    def needs(self) -> Needs:
+        """What any copy reads."""
+        return frozenset[tuple[Site, Where]]().union(*map(needs_of, self.edits))
+
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
-        n = self.batch.size
-        copies = [x[i * n : (i + 1) * n] for i in range(len(self.edits))]
-        part = EditContext(self.batch.to(x.device), ctx.positions[:n], ctx.real[:n], ctx.step)
-        return torch.cat([c if edit is None else edit(c, part) for c, edit in zip(copies, self.edits, strict=True)])
+        n, batch = self.batch.size, self.batch.to(x.device)
+        copies: list[Tensor] = []
+        for i, edit in enumerate(self.edits):
+            here = slice(i * n, (i + 1) * n)
+            reads = {site: states[here] for site, states in ctx.reads.items()}
+            memory = ctx.memory.setdefault(i, {})  # what one copy remembers is no other's
+            part = EditContext(batch, ctx.positions[here], ctx.real[here], ctx.step, reads, memory)
+            copies.append(x[here] if edit is None else edit(x[here], part))
+        return torch.cat(copies)
 
 
 def compose(*maps: EditMap) -> EditMap:

@@ -11,6 +11,7 @@ from torch import Tensor
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.edits import NO_EDITS, EditMap
+from subspace_probe.core.errors import PositionError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.sites import Site, Stream
@@ -174,15 +175,50 @@ class Model(Protocol):
 
 
 @runtime_checkable
-class Intervention(Protocol):
-    """A set of edits and the claim they test."""
+class Part(Protocol):
+    """What an intervention was made from: a subspace, or states to put in. It fits one width and maybe one model."""
 
     @property
-    def subspace(self) -> Subspace: ...
+    def fingerprint(self) -> str | None: ...
+    def require_model(self, fingerprint: str) -> None: ...
+    def require_width(self, width: int, site: Site) -> None: ...
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """A set of edits and the claim they test.
+
+    `subspace` is None where whole states are edited. `parts` says what is used at which site, so that it can be
+    checked against a model before anything runs.
+    """
+
+    @property
+    def subspace(self) -> Subspace | None: ...
     @property
     def where(self) -> Where: ...
     def edits(self, n_layers: int) -> EditMap: ...
+    def parts(self, n_layers: int) -> Sequence[tuple[Site, Part]]: ...
     def with_subspace(self, subspace: Subspace) -> "Intervention": ...
+
+
+def require_scopes(batch: TokenBatch, interventions: Sequence[Intervention], *, new: int = 0) -> None:
+    """Check that each intervention touches a token of these prompts.
+
+    Args:
+        new: how many tokens will be generated; the last of them is in no pass.
+
+    Raises:
+        PositionError: one that would silently do nothing.
+    """
+    ends = batch.lengths[:, None] + max(new - 1, 0)
+    positions = torch.arange(int(ends.max())).expand(batch.size, -1)
+    for intervention in interventions:
+        if not bool((batch.select(intervention.where, positions) & (positions < ends)).any()):
+            made = f"of the prompts, nor of the {new} new ones that are read again" if new else "of the prompts"
+            raise PositionError(
+                f"{intervention!r} touches no token: none {made} is {str(intervention.where)!r}. Choose other tokens, "
+                "such as 'prompt'" + (", or generate more." if new else ", or generate.")
+            )
 
 
 @runtime_checkable
@@ -218,8 +254,10 @@ __all__ = [
     "Metric",
     "Model",
     "ModelSpec",
+    "Part",
     "Prefix",
     "Run",
     "Step",
     "TokenSource",
+    "require_scopes",
 ]

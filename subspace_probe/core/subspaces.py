@@ -281,7 +281,7 @@ class Subspace:
         if self.rank != 1:
             raise RankError(f"A direction was asked for, but the subspace has rank {self.rank}. Use basis and scale.")
 
-    def require_width(self, width: int) -> None:
+    def require_width(self, width: int, site: Site | None = None) -> None:
         """Check that it fits a site.
 
         Raises:
@@ -293,13 +293,18 @@ class Subspace:
                 "It was found in another model or at another kind of site; find it again there."
             )
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the model it was found in, where that is known and matters."""
+        return self.notes.get("fingerprint")
+
     def require_model(self, fingerprint: str) -> None:
         """Check that it was found in this very model.
 
         Raises:
             StaleStore: another model's fingerprint.
         """
-        own = self.notes.get("fingerprint")
+        own = self.fingerprint
         if own is not None and own != fingerprint:
             raise StaleStore(
                 f"This subspace was found in {self.notes.get('model', 'another model')} (fingerprint {str(own)[:12]}), "

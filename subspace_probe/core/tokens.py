@@ -16,7 +16,9 @@ from torch import Tensor
 
 from subspace_probe.core.errors import PositionError, unknown
 
-Anchor = Literal["all", "prompt", "generated", "t_inst", "t_post_inst", "last", "instruction", "at", "span"]
+Anchor = Literal[
+    "all", "prompt", "generated", "t_inst", "t_post_inst", "last", "instruction", "at", "span", "after", "step"
+]
 _NUMBER = re.compile(r"-?[0-9]+")
 _PARSE = re.compile(r"(?P<anchor>[a-z_]+)(?P<shift>[+-]\d+)?")
 
@@ -29,7 +31,8 @@ class Where:
     Args:
         anchor: what is meant; see the constants below.
         shift: moved by so many tokens; only for anchors that are one token.
-        text: for `span`, the text whose tokens are meant (its last occurrence in the prompt).
+        text: for `span`, the text whose tokens are meant (its last occurrence in the prompt); for `after`, the one
+            token behind which they begin.
     """
 
     anchor: Anchor
@@ -39,8 +42,12 @@ class Where:
     def __post_init__(self) -> None:
         if self.anchor not in get_args(Anchor):
             raise unknown("position", self.anchor, get_args(Anchor))
-        if self.shift and not (self.single or self.anchor == "at"):
+        if self.shift and not (self.single or self.anchor == "step"):
             raise PositionError(f"{self.anchor!r} is many tokens and cannot be shifted by {self.shift}.")
+        if self.anchor == "step" and self.shift < 0:
+            raise PositionError(f"step{self.shift} was asked for. The first generated token is step+0.")
+        if self.anchor == "after" and not Where.parse(self.text).single:
+            raise PositionError(f"{self.text!r} is not one token. Write after(T_INST), after(LAST) or after(at(3)).")
         if self.anchor == "span" and not self.text:
             raise PositionError("A span was asked for without its text. Write span('the king') or 'span:the king'.")
 
@@ -63,9 +70,10 @@ class Where:
 
     @classmethod
     def parse(cls, name: str) -> "Where":
-        """Read `t_inst`, `last-1`, `at+3`, `all`, `span:the king`, or a bare number as `at`."""
-        if name.startswith("span:"):
-            return cls("span", text=name.removeprefix("span:"))
+        """Read `t_inst`, `last-1`, `at+3`, `all`, `after:t_inst`, `step+2`, `span:the king`, or a number as `at`."""
+        for anchor in ("span", "after"):
+            if name.startswith(f"{anchor}:"):
+                return cls(anchor, text=name.removeprefix(f"{anchor}:"))
         if _NUMBER.fullmatch(name):
             return cls("at", int(name))
         match = _PARSE.fullmatch(name.lower().replace("-inst", "_inst").replace("t-post", "t_post"))
@@ -75,9 +83,9 @@ class Where:
         return cls(anchor, int(match["shift"] or 0))  # pyright: ignore[reportArgumentType]
 
     def __str__(self) -> str:
-        if self.anchor == "span":
-            return f"span:{self.text}"
-        return self.anchor + (f"{self.shift:+d}" if self.shift or self.anchor == "at" else "")
+        if self.text:
+            return f"{self.anchor}:{self.text}"
+        return self.anchor + (f"{self.shift:+d}" if self.shift or self.anchor in ("at", "step") else "")
 
 
 ALL = Where("all")
@@ -106,6 +114,16 @@ def span(text: str) -> Where:
     return Where("span", text=text)
 
 
+def after(where: Where) -> Where:
+    """All tokens behind a one-token position, generated ones included."""
+    return Where("after", text=str(where))
+
+
+def step(index: int) -> Where:
+    """One generated token, counted from 0; the pass that sees it produces the next one."""
+    return Where("step", index)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
@@ -118,6 +136,7 @@ class TokenBatch:
         templated: whether the row went through a chat template, shape [batch].
         texts: the text of each row, exactly as it was tokenised.
         offsets: per row, the character span of every real token.
+        index: which prompt of the call each row is, shape [batch]; batches keep it, in whatever order they are run.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -126,6 +145,7 @@ class TokenBatch:
     templated: Bool[Tensor, " batch"]
     texts: tuple[str, ...]
     offsets: tuple[tuple[tuple[int, int], ...], ...]
+    index: Int[Tensor, " batch"]
 
     @property
     def size(self) -> int:
@@ -144,7 +164,7 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch with its tensors on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("ids", "mask", "instruction", "templated")}
+        moved = {name: getattr(self, name).to(device) for name in ("ids", "mask", "instruction", "templated", "index")}
         return replace(self, **moved)
 
     def rows(self, index: Sequence[int] | slice) -> "TokenBatch":
@@ -160,6 +180,7 @@ class TokenBatch:
             templated=self.templated[chosen],
             texts=tuple(self.texts[row] for row in chosen),
             offsets=tuple(self.offsets[row] for row in chosen),
+            index=self.index[chosen],
         )
 
     def repeat(self, times: int) -> "TokenBatch":
@@ -172,6 +193,7 @@ class TokenBatch:
             templated=self.templated.repeat(times),
             texts=self.texts * times,
             offsets=self.offsets * times,
+            index=self.index.repeat(times),
         )
 
     def position(self, where: Where) -> Int[Tensor, " batch"]:
@@ -210,6 +232,10 @@ class TokenBatch:
             return positions < prompt_end
         if where.anchor == "generated":
             return positions >= prompt_end
+        if where.anchor == "after":
+            return positions > self.position(Where.parse(where.text))[:, None]
+        if where.anchor == "step":
+            return positions == prompt_end + where.shift
         if where.anchor == "instruction":
             self._require(self.instruction[:, 1] >= 0, where, "it has no chat template, so no instruction span")
             return (positions >= self.instruction[:, :1]) & (positions <= self.instruction[:, 1:])

@@ -14,7 +14,7 @@ from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
-from subspace_probe.diagnostics.cases import Case, CaseCheck
+from subspace_probe.diagnostics.cases import Case, CaseCheck, subspace_of
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel
@@ -131,7 +131,8 @@ def _refit(
     finder, source = refit
     if isinstance(source, Activations):
         return finder, source
-    site, where = intervention.subspace.site, intervention.subspace.where
+    subspace = subspace_of(intervention)
+    site, where = subspace.site, subspace.where
     if site is None or where is None:
         raise SiteError("The subspace does not say at which site and position it was found. Refit on activations.")
     return finder, model.capture(source, sites=site, where=where)

@@ -10,12 +10,26 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.intervals import mean_of
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.models.hooked import HookedModel
+
+
+def subspace_of(intervention: Intervention) -> Subspace:
+    """The subspace an intervention acts on.
+
+    Raises:
+        ConfigError: it acts on whole states, to which no random or refitted subspace can be compared.
+    """
+    if intervention.subspace is None:
+        raise ConfigError(
+            f"{intervention!r} edits whole states, so there is no subspace to audit. Give it one, or use measure."
+        )
+    return intervention.subspace
 
 
 @final
@@ -48,7 +62,7 @@ class Case:
     @property
     def subspace(self) -> Subspace:
         """The subspace under audit."""
-        return self.intervention.subspace
+        return subspace_of(self.intervention)
 
     def effect(self) -> tuple[float, Interval]:
         """Mean change of the metric, with its interval by group."""

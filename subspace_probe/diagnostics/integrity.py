@@ -9,7 +9,8 @@ from torch import Tensor
 
 from subspace_probe.core.edits import EditContext
 from subspace_probe.core.findings import Finding
-from subspace_probe.core.protocols import Intervention
+from subspace_probe.core.protocols import Intervention, Part
+from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.diagnostics.cases import Case
@@ -28,7 +29,7 @@ class _Nothing:
     of: Intervention
 
     @property
-    def subspace(self) -> Subspace:
+    def subspace(self) -> Subspace | None:
         return self.of.subspace
 
     @property
@@ -37,6 +38,9 @@ class _Nothing:
 
     def edits(self, n_layers: int) -> dict:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
         return {site: _untouched for site in self.of.edits(n_layers)}
+
+    def parts(self, n_layers: int) -> Sequence[tuple[Site, Part]]:
+        return self.of.parts(n_layers)
 
     def with_subspace(self, subspace: Subspace) -> "_Nothing":
         return replace(self, of=self.of.with_subspace(subspace))

@@ -12,6 +12,7 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.protocols import Intervention, Metric
 from subspace_probe.diagnostics.auditing import Examination
+from subspace_probe.diagnostics.cases import subspace_of
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, outcomes
@@ -138,7 +139,7 @@ def trial(
     Args:
         draws: how many.
     """
-    randoms = [random_like(intervention.subspace, seed=s) for s in range(seed, seed + draws)]
+    randoms = [random_like(subspace_of(intervention), seed=s) for s in range(seed, seed + draws)]
     conditions: list[Condition] = [None, intervention, *map(intervention.with_subspace, randoms)]
     scores = outcomes(model, contrast.prompts, conditions, [metric], progress=progress, name="random directions")[0]
     none = torch.empty(0, len(contrast), dtype=torch.float64)

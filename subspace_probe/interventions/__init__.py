@@ -7,6 +7,7 @@ INTERVENTIONS = Registry(
     {
         "steer": "subspace_probe.interventions.steer:Steer",
         "ablate": "subspace_probe.interventions.ablate:Ablate",
+        "patch": "subspace_probe.interventions.patch:Patch",
     },
     group="subspace_probe.interventions",
 )

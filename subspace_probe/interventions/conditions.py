@@ -4,7 +4,7 @@ Conditions are stacked on the batch axis and edited slice-wise; whatever lies be
 once for all of them (`Prefix`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from subspace_probe.core.edits import Edit, EditMap, Stacked
+from subspace_probe.core.edits import Edit, EditMap, Stacked, needs_of
 from subspace_probe.core.prompts import Prompt
-from subspace_probe.core.protocols import Intervention, Metric
+from subspace_probe.core.protocols import Intervention, Metric, require_scopes
 from subspace_probe.core.sites import Site
-from subspace_probe.core.tokens import TokenBatch
+from subspace_probe.core.tokens import TokenBatch, Where
 from subspace_probe.models.hooked import HookedModel
 
 Condition = Intervention | None
@@ -76,15 +76,19 @@ def _map(
             model.check(condition)
     taken = model.standing_sites
     maps = [_hoisted(condition.edits(n_layers), n_layers, taken) if condition else {} for condition in conditions]
-    lowest = min((site.layer for edits in maps for site in edits), default=n_layers - 1)
+    needs = frozenset[tuple[Site, Where]]().union(*(needs_of(edit) for edits in maps for edit in edits.values()))
+    touched = {site for edits in maps for site in edits} | {site for site, _ in needs}
+    lowest = min((site.layer for site in touched), default=n_layers - 1)
+    wheres = {condition.where for condition in conditions if condition} | {where for _, where in needs}
     batch = model.tokens(prompts)
+    require_scopes(batch, [condition for condition in conditions if condition])
     order = sorted(range(batch.size), key=lambda row: int(batch.lengths[row]))
     out = torch.full(shape, float("nan"), dtype=torch.float64)
     bar: Callable[..., Any] = tqdm
     with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
         for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
             part = batch.rows(rows)
-            prefix = model.prefix(part, lowest, column=_first_column(part, conditions))
+            prefix = model.prefix(part, lowest, column=_first_column(part, wheres))
             rerun = prefix.hidden.shape[0] * prefix.hidden.shape[1]
             # kept keys and values are copied for every condition, so they bound a pass as well
             per_pass = max(1, min(batch_tokens // rerun, 8 * batch_tokens // part.ids.numel()))
@@ -111,10 +115,9 @@ def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]
     return chunks
 
 
-def _first_column(batch: TokenBatch, conditions: Sequence[Condition]) -> int:
-    """The first column that any condition edits; nothing before it can change."""
+def _first_column(batch: TokenBatch, wheres: Collection[Where]) -> int:
+    """The first column that any condition edits or depends on; nothing before it can change."""
     last = batch.ids.shape[1] - 1
-    wheres = {condition.where for condition in conditions if condition}
     touched = [batch.select(where, batch.positions) & batch.mask for where in wheres]
     return min((int(edited.any(0).nonzero()[0]) for edited in touched if bool(edited.any())), default=last)
 

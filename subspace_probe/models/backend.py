@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap, Then, compose
+from subspace_probe.core.edits import NO_EDITS, EditContext, EditMap, Then, compose, needed_sites
 from subspace_probe.core.errors import BackendError, ConfigError, SiteError, UnsupportedSite
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.protocols import Generation, ModelSpec, Prefix, Run, Step
@@ -311,7 +311,10 @@ class Backend(ABC):
             )
         if stop is not None:
             resolved = {site: edit for site, edit in resolved.items() if site.order <= stop.order}
-        return Pass(wanted, resolved, self._spec.n_heads, stop, grad)
+        needed = needed_sites(resolved)
+        for site in needed:
+            self._require(site)
+        return Pass(wanted, resolved, self._spec.n_heads, stop, grad, needed=needed)
 
     def _as_asked(self, reads: Collection[Site], state: Pass) -> dict[Site, Tensor]:
         """What was read, in forward order, by the very sites the caller named (-1 stays -1)."""
@@ -335,7 +338,7 @@ class Backend(ABC):
             raise BackendError("The model is in training mode, where dropout makes passes differ. Call model.eval().")
 
     def _require_above(self, state: Pass, layer: int) -> None:
-        asked = {*state.reads, *state.writes} | ({state.stop_after} if state.stop_after else set())
+        asked = {*state.reads, *state.writes, *state.needed} | ({state.stop_after} if state.stop_after else set())
         if below := sorted((site for site in asked if site.layer < layer), key=lambda site: site.order):
             names = ", ".join(site.short for site in below)
             raise SiteError(
@@ -344,7 +347,7 @@ class Backend(ABC):
 
     def _require_fired(self, state: Pass) -> None:
         stop = {state.stop_after} if state.stop_after else set[Site]()
-        missing = sorted({*state.reads, *state.writes, *stop} - state.fired, key=lambda site: site.order)
+        missing = sorted({*state.reads, *state.writes, *state.needed, *stop} - state.fired, key=lambda site: site.order)
         if missing:
             names = ", ".join(site.short for site in missing)
             raise SiteError(

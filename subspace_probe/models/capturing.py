@@ -7,7 +7,7 @@ on pads; rows are in the order of the prompts all the same. One part of the rows
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -75,6 +75,7 @@ class Windows:
         if self._last is None or self._last[0] != index:
             with _counted_from(index * WINDOW):
                 batch = self.tokens(self.prompts[index * WINDOW : (index + 1) * WINDOW])
+            batch = replace(batch, index=batch.index + index * WINDOW)
             key = content_key([batch.ids, batch.mask, batch.instruction])
             if self.keys.setdefault(index, key) != key:
                 raise DataError(

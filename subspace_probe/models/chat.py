@@ -72,6 +72,7 @@ def encode(
         templated=torch.tensor([span is not None for span in spans]),
         texts=tuple(texts),
         offsets=tuple(offsets),
+        index=torch.arange(len(texts)),
     )
 
 

@@ -18,7 +18,7 @@ from subspace_probe.core.edits import NO_EDITS, EditMap, compose
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Message, Prompt
-from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run
+from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run, require_scopes
 from subspace_probe.core.reports import installed_versions
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
@@ -249,6 +249,7 @@ class HookedModel:
         if self.spec.encoder:
             raise ConfigError(f"{self.spec.family} is an encoder and has no next-token logits. Use a decoder model.")
         batch, edits = self.tokens(prompts), self._edits(interventions)
+        require_scopes(batch, interventions)
         out = torch.empty(batch.size, self.spec.d_vocab, dtype=torch.float32)
         for rows in _shown(batch, batch_tokens, progress, "logits"):
             logits = self.run(batch.rows(rows), writes=edits, logits_to_keep=1).logits
@@ -272,6 +273,7 @@ class HookedModel:
             ConfigError: an encoder, or prompt and answer longer than the context.
         """
         batch, edits = self.tokens(prompts), compose(self._standing_edits, self._edits(interventions))
+        require_scopes(batch, interventions, new=max_new_tokens)
         texts = [""] * batch.size
         for rows in _shown(batch, batch_tokens, progress, "generate"):
             made = self.backend.generate(
@@ -336,16 +338,16 @@ class HookedModel:
         return frozenset(self._standing_edits)
 
     def check(self, intervention: Intervention) -> None:
-        """Check that an intervention's subspace fits its sites and was found in this very model.
+        """Check that what an intervention was made from fits its sites and comes from this very model.
 
         Raises:
             ShapeError: another width.
-            StaleStore: another model; `subspace.for_any_model()` lifts the check.
+            StaleStore: another model; `for_any_model()` of a subspace or source lifts the check.
         """
-        if "fingerprint" in intervention.subspace.notes:
-            intervention.subspace.require_model(self.fingerprint)
-        for site in intervention.edits(self.spec.n_layers):
-            intervention.subspace.require_width(self.backend.width(site))
+        for site, part in intervention.parts(self.spec.n_layers):
+            if part.fingerprint is not None:
+                part.require_model(self.fingerprint)
+            part.require_width(self.backend.width(site), site)
 
     def _edits(self, interventions: Sequence[Intervention]) -> EditMap:
         for intervention in interventions:

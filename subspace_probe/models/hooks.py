@@ -7,7 +7,7 @@ registration. A hook acts only on the thread that started the pass.
 import threading
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -58,10 +58,12 @@ class Pass:
     stop_after: Site | None
     grad: bool
     dtype: torch.dtype | None = None
+    needed: frozenset[Site] = frozenset()
     thread: int = field(default_factory=threading.get_ident)
     pre: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     captured: dict[Site, Tensor] = field(default_factory=dict[Site, Tensor])
     fired: set[Site] = field(default_factory=set[Site])
+    _memory: dict[Any, Any] = field(default_factory=dict[Any, Any])
     _editing: bool = False
     _where: Where | None = None
     _contexts: dict[torch.device, EditContext] = field(default_factory=dict[torch.device, EditContext])
@@ -75,21 +77,24 @@ class Pass:
     @property
     def sites(self) -> set[Site]:
         """Every site the pass has to see."""
-        return {*self.reads, *self.writes} | ({self.stop_after} if self.stop_after else set())
+        return {*self.reads, *self.writes, *self.needed} | ({self.stop_after} if self.stop_after else set())
 
     def enter(self, ctx: EditContext, where: Where | None = None) -> None:
         """Begin a forward pass over these tokens; of reads, keep those at `where`."""
         device = ctx.positions.device
+        ctx = replace(ctx, reads={}, memory=self._memory)  # one memory for all steps of a generation
         self._where, self._contexts, self._kept = where, {device: ctx}, {}
         if where is not None:
             self._kept[device] = tuple(ctx.select(where).nonzero(as_tuple=True))  # pyright: ignore[reportArgumentType]
 
     def visit(self, layer: int, stream: Stream, x: Tensor) -> Tensor:
         """Edit, then read, every site of one stream of one block."""
-        here = [site for site in self.writes if site.layer == layer and site.stream == stream]
-        for site in here:
+        needed = [site for site in self.needed if (site.layer, site.stream) == (layer, stream)]
+        self._show(needed, x)
+        for site in [site for site in self.writes if (site.layer, site.stream) == (layer, stream)]:
             x = self._edited(site, x)
             self.fired.add(site)
+        self._show(needed, x)
         for site in self.reads:
             if site.layer == layer and site.stream == stream:
                 self.captured[site] = self._read(site, x)
@@ -99,11 +104,20 @@ class Pass:
             raise Stop
         return x
 
+    def _show(self, needed: Collection[Site], x: Tensor) -> None:
+        """Let later edits, and those of this very site, see these states."""
+        for site in needed:
+            reads: Any = next(iter(self._contexts.values())).reads  # one mapping, shared by the contexts of all devices
+            reads[site] = self._head(site, x).detach()
+            self.fired.add(site)
+
+    def _head(self, site: Site, x: Tensor) -> Tensor:
+        """One head's part of `z`; the whole of everything else."""
+        return x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
+
     def _read(self, site: Site, x: Tensor) -> Tensor:
-        if site.stream == "pattern":
-            value = x if site.head is None else x[:, site.head]
-        else:
-            value = x if site.head is None else x.unflatten(-1, (self.n_heads, -1))[..., site.head, :]
+        pattern = site.stream == "pattern" and site.head is not None
+        value = x[:, site.head] if pattern else self._head(site, x)
         if self._where is not None:
             if x.device not in self._kept:  # layers may be spread over devices
                 rows, columns = next(iter(self._kept.values()))

@@ -42,7 +42,7 @@ def check_identities(model: Model, blocks: Sequence[nn.Module], layout: Layout, 
     ids = torch.tensor([[1, 2, 3, 4]], device=device) % spec.d_vocab
     ones = torch.ones_like(ids, dtype=torch.bool)
     nowhere = torch.full((1, 2), -1, device=device)
-    batch = TokenBatch(ids, ones, nowhere, ~ones[:, 0], ("",), (((0, 0),) * 4,))
+    batch = TokenBatch(ids, ones, nowhere, ~ones[:, 0], ("",), (((0, 0),) * 4,), torch.arange(1))
     layers = sorted({0, last})
     run = model.run(batch, reads=[Site(layer, stream) for layer in layers for stream in _STREAMS])
     for layer in layers:

@@ -13,6 +13,7 @@ from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
+from subspace_probe.diagnostics.cases import subspace_of
 from subspace_probe.diagnostics.cosines import Reading
 from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
@@ -114,7 +115,7 @@ def skill_findings(
     if neutral is None:
         reason = "no prompts of other skills were given"
         return [Finding("accuracy.ablated", claim, float("nan"), verdict="not tested", note=reason)]
-    randoms = [intervention.with_subspace(random_like(intervention.subspace, seed=s)) for s in range(10)]
+    randoms = [intervention.with_subspace(random_like(subspace_of(intervention), seed=s)) for s in range(10)]
     logits = condition_logits(model, neutral.prompts, [None, intervention, *randoms])
     right = torch.stack([Accuracy(model)(row, neutral.prompts) for row in logits])
     change, spread = mean_of(right[1] - right[0], neutral.groups, seed=config.seed)

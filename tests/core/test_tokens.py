@@ -20,12 +20,27 @@ def batch(**changed: Any) -> "TokenBatch":
         "templated": torch.tensor([True, True]),
         "texts": ("a b c d e", "x y z"),
         "offsets": (((0, 1), (1, 3), (3, 5), (5, 7), (7, 9)), ((0, 1), (1, 3), (3, 5))),
+        "index": torch.arange(2),
     }
     return TokenBatch(**fields | changed)
 
 
 @pytest.mark.parametrize(
-    "name", ["all", "prompt", "generated", "t_inst", "t_post_inst", "last", "instruction", "t_inst+2", "last-1", "at+0"]
+    "name",
+    [
+        "all",
+        "prompt",
+        "generated",
+        "t_inst",
+        "t_post_inst",
+        "last",
+        "instruction",
+        "t_inst+2",
+        "last-1",
+        "at+0",
+        "after:t_inst",
+        "step+2",
+    ],
 )
 def test_names_survive_a_round_trip(name: str) -> None:
     from subspace_probe.core.tokens import Where
@@ -52,7 +67,7 @@ def test_bad_names_say_what_is_known() -> None:
     from subspace_probe.core.tokens import ALL, Where, span
 
     for name in ("t_ints", "--1", "last+", "", "last 1"):
-        with pytest.raises(UnknownName, match=r"Unknown position .* Known: all, at, generated"):
+        with pytest.raises(UnknownName, match=r"Unknown position .* Known: after, all, at, generated"):
             Where.parse(name)
     with pytest.raises(UnknownName, match="Did you mean 't_inst'"):
         Where.parse("t_ints")

@@ -14,6 +14,7 @@ from tests.models.tiny import text, tiny, words
 
 if TYPE_CHECKING:
     from subspace_probe.core.edits import EditMap
+    from subspace_probe.core.sites import Site
     from subspace_probe.core.subspaces import Subspace
     from subspace_probe.core.tokens import Where
     from subspace_probe.models.hooked import HookedModel
@@ -41,6 +42,9 @@ class Push:
 
         vector = self.subspace.vector
         return {Site(layer): At(self.where, lambda x, rows: x + vector.to(x)) for layer in self.layers}
+
+    def parts(self, n_layers: int) -> "list[tuple[Site, Subspace]]":
+        return [(site, self.subspace) for site in self.edits(n_layers)]
 
     def with_subspace(self, subspace: "Subspace") -> "Push":
         return replace(self, subspace=subspace)

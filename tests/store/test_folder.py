@@ -130,6 +130,9 @@ class Shift:
 
         return {Site(0): lambda x, ctx: x + self.by}
 
+    def parts(self, n_layers: int) -> Any:
+        return []
+
     def with_subspace(self, subspace: Any) -> Any:
         return replace(self, subspace=subspace)
 
