@@ -12,3 +12,12 @@ INTERVENTIONS = Registry(
     group="subspace_probe.interventions",
 )
 """Name to class. A new intervention is one file and one line here."""
+
+PARTS = Registry(
+    "part",
+    {
+        "Source": "subspace_probe.interventions.sources:Source",
+    },
+    group="subspace_probe.parts",
+)
+"""What interventions are made of besides plain values, tensors and the nouns of the core; for their files."""

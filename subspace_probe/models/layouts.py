@@ -15,6 +15,17 @@ _PARALLEL = (
     "this model adds attention and MLP in parallel, so there is no state between them. Use attn_out or resid_post."
 )
 FUSED = "its experts are one fused module, so no single down projection can be hooked. Use mlp_out."
+_NORM = "a norm stands between {} and the residual stream, and its gains write what was taken out back"
+
+READERS = frozenset(
+    (
+        "q_proj k_proj v_proj qkv_proj query_key_value c_attn "  # into attention
+        "gate_proj up_proj gate_up_proj dense_h_to_4h c_fc fc_in gate "  # into the MLP, and routers
+        "q_norm k_norm ln_1 ln_2 ln_attn ln_mlp input_layernorm post_attention_layernorm"
+    ).split()
+)
+"""The last name of every weight of a block that reads the stream or works inside attention or MLP. One that is neither
+here nor a writer of its layout may write to the stream, so nothing is taken out of such a model's weights."""
 
 
 def _never(config: Any) -> bool:
@@ -52,6 +63,11 @@ class Layout:
         in_place: whether the block adds to the MLP's output in place.
         learned_positions: whether positions are added to the embeddings, so that one token's layer-0 state differs by
             place.
+        embeddings: the modules whose outputs sum up to the first block's input, up to a scalar; relative to the
+            model's `base_model`.
+        embedding_norm: a norm behind them.
+        down: the MLP's last matrices where `mlp_post` is not the only one: modules, or tensors of fused experts
+            [expert, d_model, d_expert]; a block may lack some.
     """
 
     blocks: str = "layers"
@@ -65,6 +81,9 @@ class Layout:
     parallel: Callable[[Any], bool] = _never
     in_place: bool = False
     learned_positions: bool = False
+    embeddings: tuple[str, ...] = ("embed_tokens",)
+    embedding_norm: str = ""
+    down: tuple[str, ...] = ()
 
     @property
     def post_norm(self) -> bool:
@@ -80,6 +99,23 @@ class Layout:
     def adds_inside(self) -> bool:
         """Whether `attn_out` is the output of a part of the attention module."""
         return self.attn.startswith(f"{self.attention}.")
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """What a block writes to the stream with: attention's output projection and the MLP's last matrices."""
+        return self.z, *(self.down or (self.mlp_post,))
+
+    @property
+    def rewritten(self) -> str:
+        """Why the stream is more than a sum of what the writers wrote; empty where it is that sum."""
+        if self.post_norm:
+            return "residual states are normed after each addition, and the norms' gains write what was taken out back"
+        if self.embedding_norm:
+            return _NORM.format("the embedding")
+        homes = ((self.z, self.attn), *((path, self.mlp) for path in self.writers[1:]))
+        if any(not f"{path}.".startswith(f"{home}.") for path, home in homes):
+            return _NORM.format("attention's and the MLP's last projections")
+        return ""
 
     def unsupported(self, config: Any) -> dict[Stream, str]:
         """Streams this model lacks, with the reason. Parallel blocks are the config's word, not the family's."""
@@ -103,13 +139,14 @@ LAYOUTS: dict[str, Layout] = {
         mlp_post="mlp.c_proj",
         attention="attn",
         learned_positions=True,
+        embeddings=("wte", "wpe"),
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "mixtral": Layout(mlp_post=""),
+    "mixtral": Layout(mlp_post="", down=("mlp.experts.down_proj",)),
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "qwen3_moe": Layout(mlp_post=""),
+    "qwen3_moe": Layout(mlp_post="", down=("mlp.experts.down_proj", "mlp.down_proj")),
     "gemma": _LLAMA,
     "gemma2": _NORMED,
     "gemma3_text": _NORMED,
@@ -121,6 +158,7 @@ LAYOUTS: dict[str, Layout] = {
         mlp_post="mlp.dense_4h_to_h",
         attention="attention",
         parallel=_says_so,
+        embeddings=("embed_in",),
     ),
     "gptj": Layout(
         blocks="h",
@@ -130,6 +168,7 @@ LAYOUTS: dict[str, Layout] = {
         mlp_post="mlp.fc_out",
         attention="attn",
         parallel=_always,
+        embeddings=("wte",),
     ),
     "olmo2": _NORMED,
     # bloom's attention and MLP modules add the stream themselves; what they add to it leaves their last matrices
@@ -141,6 +180,8 @@ LAYOUTS: dict[str, Layout] = {
         z="self_attention.dense",
         mlp_post="mlp.dense_4h_to_h",
         attention="self_attention",
+        embeddings=("word_embeddings",),
+        embedding_norm="word_embeddings_layernorm",
     ),
     "falcon": Layout(
         blocks="h",
@@ -151,6 +192,7 @@ LAYOUTS: dict[str, Layout] = {
         attention="self_attention",
         parallel=_falcon,
         in_place=True,
+        embeddings=("word_embeddings",),
     ),
     "bert": Layout(
         blocks="encoder.layer",
@@ -162,6 +204,8 @@ LAYOUTS: dict[str, Layout] = {
         resid_mid="attention.output",
         attention="attention.self",
         learned_positions=True,
+        embeddings=("embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"),
+        embedding_norm="embeddings.LayerNorm",
     ),
 }
 """Hugging Face `config.model_type` to layout. Adding a family is one row."""
