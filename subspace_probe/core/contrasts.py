@@ -112,6 +112,35 @@ class Contrast:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def sides(self) -> "tuple[Contrast, Contrast]":
+        """The two sides of every complete minimal pair, in the same order: the positive prompts and the negative ones.
+
+        Each pair gives one prompt a side. Where both have an `answer`, both sides carry the positive's as `answer` and
+        the negative's as `foil`, so that a metric asks the same of either.
+
+        Raises:
+            DataError: no pair has both.
+        """
+        rows: dict[int, dict[int, int]] = {}
+        for row, (pair, label) in enumerate(zip(self.pairs, self.labels, strict=True)):
+            rows.setdefault(pair, {}).setdefault(label, row)
+        both = [(sides[1], sides[0]) for sides in rows.values() if len(sides) == 2]
+        if not both:
+            raise DataError(
+                f"None of the {len(rows)} pairs of {self.name!r} has a positive and a negative prompt. Patching needs a "
+                "partner for every prompt: give both the same 'pair' number."
+            )
+        sides: list[Contrast] = []
+        for side in (0, 1):
+            part = self.take([pair[side] for pair in both])
+            prompts = list(part.prompts)
+            for i, (first, second) in enumerate(both):
+                answer, foil = self.prompts[first].answer, self.prompts[second].answer
+                if answer and foil:
+                    prompts[i] = replace(prompts[i], answer=answer, foil=foil)
+            sides.append(replace(part, prompts=tuple(prompts)))
+        return sides[0], sides[1]
+
     def require_both_classes(self, least: int = 1) -> None:
         """Check that there is something to contrast.
 

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
-from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import DataError, ShapeError, SiteError, StaleStore
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import Where
@@ -82,29 +81,23 @@ class Source:
         return cls({site: state[None]}, notes={"value": "stated"})
 
     @classmethod
-    def resampled(cls, acts: Activations, contrast: Contrast | None = None, *, seed: int = 0) -> "Source":
-        """States of other prompts: prompts are exchanged by a random permutation without fixed points.
-
-        Args:
-            contrast: exchange only prompts of the same label of this contrast; by default any.
+    def resampled(cls, acts: Activations, *, seed: int = 0) -> "Source":
+        """States of other prompts: prompts exchange their rows by a random cycle, so that none keeps its own.
 
         Raises:
-            DataError: several rows a prompt, or fewer than two prompts to exchange.
+            DataError: prompts with different numbers of rows, or fewer than two.
         """
-        if not torch.equal(acts.prompt.cpu(), torch.arange(acts.rows.n)):
+        counts = torch.bincount(acts.prompt.cpu())
+        if len(counts) < 2 or len(counts.unique()) > 1:
             raise DataError(
-                "Resampling exchanges one row a prompt, but these activations hold several. Capture one token: LAST."
+                f"{len(counts)} prompts with {int(counts.min())} to {int(counts.max())} rows each cannot stand for "
+                "each other. Give at least two prompts, and one token of each, such as LAST."
             )
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.tensor(contrast.labels) if contrast else torch.zeros(acts.rows.n, dtype=torch.long)
-        drawn = torch.arange(acts.rows.n)
-        for label in labels.unique():
-            rows = (labels == label).nonzero().flatten()
-            if len(rows) < 2:
-                raise DataError(f"There is {len(rows)} prompt of label {int(label)}, and two are needed to exchange.")
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            drawn[order] = order.roll(1)
-        states = {site: acts.at(site)[drawn] for site in acts.sites}
+        order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.empty_like(order)
+        drawn[order] = order.roll(1)
+        rows = (drawn[:, None] * counts[0] + torch.arange(int(counts[0]))).flatten()
+        states = {site: acts.at(site)[rows] for site in acts.sites}
         return cls(states, acts.prompt, acts.where, {**_origin(acts), "resampled": seed})
 
     @property

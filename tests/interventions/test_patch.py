@@ -217,8 +217,12 @@ def test_means_values_and_resampled_states(native: "HookedModel") -> None:
     order = [int((acts.at(site) == row).all(1).nonzero()) for row in drawn.states[site]]
     assert sorted(order) == [0, 1, 2, 3]
     assert all(i != j for i, j in enumerate(order))
-    with pytest.raises(DataError, match="one row a prompt"):
-        Source.resampled(captured(native, OTHER, site, where="all"))
+    whole = captured(native, OTHER, site, where="all")
+    rows = Source.resampled(whole, seed=1).states[site].view(4, 7, -1)
+    for i in range(4):  # all of another prompt's rows, together and in their order
+        assert [j for j in range(4) if torch.equal(rows[i], whole.at(site).view(4, 7, -1)[j])] not in ([], [i])
+    with pytest.raises(DataError, match="4 prompts with 4 to 9 rows"):
+        Source.resampled(captured(native, RAGGED, site, where="all"))
 
 
 def test_directional_ablation_is_ablation_of_the_subspace_to_zero(native: "HookedModel") -> None:
