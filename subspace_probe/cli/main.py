@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperGroup
 
 from subspace_probe import __version__
-from subspace_probe.cli import artifacts, backends, capture, compare, demo, find, organisms, report, steer, study
+from subspace_probe.cli import (
+    ablate,
+    artifacts,
+    backends,
+    capture,
+    compare,
+    demo,
+    find,
+    organisms,
+    patch,
+    report,
+    steer,
+    study,
+    sweep,
+)
 from subspace_probe.cli.options import PROGRESS
 from subspace_probe.cli.terminal import complain, warnings_shown
 from subspace_probe.core.errors import SubspaceProbeError
@@ -78,6 +92,9 @@ app.command("demo")(demo.demo)
 app.command("study")(study.study)
 app.command("find")(find.find)
 app.command("steer")(steer.steer)
+app.command("ablate")(ablate.ablate)
+app.command("patch")(patch.patch)
+app.command("sweep")(sweep.sweep)
 app.command("capture")(capture.capture)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)

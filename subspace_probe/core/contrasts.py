@@ -141,6 +141,15 @@ class Contrast:
             sides.append(replace(part, prompts=tuple(prompts)))
         return sides[0], sides[1]
 
+    def first_pairs(self, n: int) -> "Contrast":
+        """The first `n` complete minimal pairs, in their order; all there are where there are fewer."""
+        labels: dict[int, set[int]] = {}
+        for pair, label in zip(self.pairs, self.labels, strict=True):
+            labels.setdefault(pair, set()).add(label)
+        kept = {pair for pair, found in labels.items() if len(found) == 2}
+        first = set([pair for pair in labels if pair in kept][:n])
+        return self.take([row for row, pair in enumerate(self.pairs) if pair in first])
+
     def require_both_classes(self, least: int = 1) -> None:
         """Check that there is something to contrast.
 

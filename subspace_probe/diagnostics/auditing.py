@@ -43,7 +43,7 @@ def audit(
     *,
     refit: tuple[Finder, Contrast | Activations] | None = None,
     neutral: Contrast | None = None,
-    checks: Sequence[str] | None = None,
+    checks: Sequence[str | CaseCheck] | None = None,
     margin: float | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -54,7 +54,7 @@ def audit(
         refit: the finder and what it was fitted on, for checks that find the subspace again (label permutation,
             stability). Without it they are reported as not tested.
         neutral: prompts whose behaviour should not change, for the specificity check.
-        checks: names from `CHECKS`; default all.
+        checks: names from `CHECKS`, or checks with settings of their own; default all.
         margin: half-width of "no effect" in units of the metric. Default: a tenth of the clean gap between the
             classes, or of the metric's standard deviation where the prompts are of one class.
         seed: of every draw.
@@ -84,7 +84,7 @@ def examine(
     *,
     refit: tuple[Finder, Contrast | Activations] | None = None,
     neutral: Contrast | None = None,
-    checks: Sequence[str] | None = None,
+    checks: Sequence[str | CaseCheck] | None = None,
     margin: float | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -93,7 +93,8 @@ def examine(
     name, judge = name_of(metric), metric_for(metric, model)
     finder, acts = _refit(model, intervention, refit)
     case = Case(model, intervention, contrast, judge, name, 0.0, finder, acts, neutral, seed)
-    chosen: list[CaseCheck] = [CHECKS.load(check)() for check in (CHECKS.names() if checks is None else checks)]
+    asked = CHECKS.names() if checks is None else checks
+    chosen: list[CaseCheck] = [CHECKS.load(check)() if isinstance(check, str) else check for check in asked]
     reasons = {check.name: check.missing(case) for check in chosen}
     plans: dict[str, Sequence[Condition]] = {
         check.name: check.conditions(case) for check in chosen if not reasons[check.name]

@@ -8,6 +8,8 @@ INTERVENTIONS = Registry(
         "steer": "subspace_probe.interventions.steer:Steer",
         "ablate": "subspace_probe.interventions.ablate:Ablate",
         "patch": "subspace_probe.interventions.patch:Patch",
+        "knob_clamp": "subspace_probe.interventions.knob:KnobClamp",
+        "reroute": "subspace_probe.interventions.reroute:Reroute",
     },
     group="subspace_probe.interventions",
 )
@@ -17,6 +19,12 @@ PARTS = Registry(
     "part",
     {
         "Source": "subspace_probe.interventions.sources:Source",
+        "HalfSpace": "subspace_probe.interventions.targets:HalfSpace",
+        "Move": "subspace_probe.interventions.moves:Move",
+        "Score": "subspace_probe.interventions.rules:Score",
+        "AllOf": "subspace_probe.interventions.rules:AllOf",
+        "AnyOf": "subspace_probe.interventions.rules:AnyOf",
+        "Not": "subspace_probe.interventions.rules:Not",
     },
     group="subspace_probe.parts",
 )
