@@ -101,7 +101,7 @@ def _rows(patch: Patch, ctx: EditContext) -> Int[Tensor, "batch pos"]:
     prompt, batch = patch.source.prompt, ctx.batch
     if prompt is None:
         return torch.zeros_like(ctx.positions)
-    counts = torch.bincount(prompt.to(ctx.positions.device))
+    counts = torch.bincount(prompt.to(ctx.positions.device), minlength=patch.source.n or 0)
     if int(batch.index.max()) >= len(counts):
         raise DataError(
             f"The source holds states for prompts 0 to {len(counts) - 1}, but the call has a prompt number "

@@ -24,12 +24,14 @@ class Source:
         prompt: for which prompt of the call each row is, ascending, in the order of its tokens, shape [rows]; None
             where there is one row, which serves every token of every prompt.
         where: the tokens the rows were taken from; for the record.
+        n: of how many prompts, where the last ones may have no rows; else told from `prompt`.
         notes: where the states come from; plain JSON values. A "fingerprint" ties them to its model.
     """
 
     states: Mapping[Site, Float[Tensor, "rows width"]]
     prompt: Int[Tensor, " rows"] | None = None
     where: Where | None = None
+    n: int | None = None
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class Source:
             SiteError: a site that was not captured.
         """
         chosen = sites or acts.sites
-        return cls({site: acts.at(site) for site in chosen}, acts.prompt, acts.where, _origin(acts))
+        return cls({site: acts.at(site) for site in chosen}, acts.prompt, acts.where, len(acts.contrast), _origin(acts))
 
     @classmethod
     def mean(cls, acts: Activations, *sites: Site) -> "Source":
@@ -73,7 +75,7 @@ class Source:
             for block, _ in acts.batches(site):
                 total += block.double().sum(0).cpu()
             means[site] = (total / acts.rows.n).float()[None]
-        return cls(means, None, acts.where, {**_origin(acts), "mean_of": acts.rows.n})
+        return cls(means, None, acts.where, notes={**_origin(acts), "mean_of": acts.rows.n})
 
     @classmethod
     def value(cls, site: Site, state: Float[Tensor, " width"]) -> "Source":
@@ -98,7 +100,7 @@ class Source:
         drawn[order] = order.roll(1)
         rows = (drawn[:, None] * counts[0] + torch.arange(int(counts[0]))).flatten()
         states = {site: acts.at(site)[rows] for site in acts.sites}
-        return cls(states, acts.prompt, acts.where, {**_origin(acts), "resampled": seed})
+        return cls(states, acts.prompt, acts.where, notes={**_origin(acts), "resampled": seed})
 
     @property
     def sites(self) -> tuple[Site, ...]:
