@@ -113,7 +113,7 @@ def path_patch(
     path = _Path(start, ends, put.edits(spec.n_layers), receiver_where or where, frozen)
     states, prompt = _all_received(model, shown, path, Limits(max(1, batch_tokens // 2)), progress)
     notes = {"sender": start.short, "where": str(where), "frozen": list(frozen)}
-    return Patch(Source(states, prompt, path.where, {**put.source.notes, "path": notes}), path.where)
+    return Patch(Source(states, prompt, path.where, notes={**put.source.notes, "path": notes}), path.where)
 
 
 @final

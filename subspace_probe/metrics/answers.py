@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from subspace_probe.core.errors import DataError
@@ -25,6 +25,10 @@ class LogitDifference:
         answer, foil = (_ids(self._model, prompts, field) for field in ("answer", "foil"))
         rows = torch.arange(len(prompts))
         return (logits[rows, answer] - logits[rows, foil]).double()
+
+    def tokens(self, prompts: Sequence[Prompt]) -> Int[Tensor, "n 2"]:
+        """The only tokens whose logits it reads of each prompt, so that no others need be computed."""
+        return torch.stack([_ids(self._model, prompts, field) for field in ("answer", "foil")], dim=1)
 
 
 @final

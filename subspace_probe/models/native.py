@@ -4,16 +4,20 @@ Hooks live only inside a pass, act only on the thread that started it, and never
 The user's model is not changed.
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from subspace_probe.core.edits import NO_EDITS, EditMap
 from subspace_probe.core.protocols import Prefix
+from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.models import resume
 from subspace_probe.models.backend import Backend, Output
+from subspace_probe.models.climbing import Entry, Keeper, Recording, climbed, projections
 from subspace_probe.models.hooks import Hook, Pass, Recorder, Stop, hook_blocks, registered
 
 
@@ -48,15 +52,81 @@ class NativeModel(Backend):
         cut = {i: resume.from_column(call, column, width, self.attention) for i, call in calls.items()}
         return Prefix(batch, entry.layer, hidden[:, column:], cut, column, cached)
 
+    def record(self, batch: TokenBatch) -> Recording | None:
+        """Run once and keep what any continuation needs. See `Records.record`."""
+        if self._spec.encoder or self.hf.get_output_embeddings() is None or not bool(batch.mask.all()):
+            return None
+        n_layers, width, last = self._spec.n_layers, batch.ids.shape[1], Site(-1).resolve(self._spec.n_layers)
+        batch, _, state = self._below(batch, 0, NO_EDITS)
+        state.reads = frozenset({last})
+        recorders, keepers = [Recorder(state) for _ in self.blocks], [Keeper(state) for _ in self.blocks]
+        hooks = [Hook(block, recorder, entry=True) for block, recorder in zip(self.blocks, recorders, strict=True)]
+        for block, keeper in zip(self.blocks, keepers, strict=True):
+            hooks += [Hook(module, keeper, entry=False) for module in projections(block, self.layout)]
+        reusable = self.attention in ("sdpa", "eager")
+        inputs = self._inputs(batch, 1) | ({"use_cache": True} if reusable else {})
+        with torch.no_grad(), registered(hooks):
+            out = self._call(state, inputs)
+        if out is None or out.logits is None:
+            return None
+        recording = Recording(
+            batch,
+            (*(recorder.inputs[0] for recorder in recorders), state.captured[last]),
+            {i: resume.named_call(self.blocks[i], recorder.rest) for i, recorder in enumerate(recorders)},
+            resume.earlier_keys(out.cache, range(n_layers), width, width) if reusable else None,
+            {i: keeper.outputs for i, keeper in enumerate(keepers)},
+            out.logits[:, -1],
+            self.attention,
+        )
+        return recording if self._reproduced(recording) else None
+
+    def _reproduced(self, recording: Recording) -> bool:
+        """Whether rows in which a token is replaced by itself end where the recorded pass did."""
+        n_layers, row = self._spec.n_layers, torch.tensor([recording.batch.size - 1])
+        column = torch.tensor([recording.width // 2])
+        entries = [Entry(at, row, column, recording.hidden[at][row, column]) for at in sorted({0, n_layers - 1})]
+        few = torch.arange(min(64, self._spec.d_vocab))
+        ends = recording.hidden[-1][row, -1]
+        try:
+            found = self.climb(recording, entries)
+        except (RuntimeError, TypeError, IndexError):  # a block that cannot be called like this
+            return False
+        return _close(found, ends.expand_as(found)) and _close(self.unembed(ends, few), recording.logits[row][:, few])
+
+    @torch.no_grad()
+    def climb(self, recording: Recording, entries: Sequence[Entry]) -> Float[Tensor, "row d_model"]:
+        """Continue every entry to the end. See `Records.climb`."""
+        return climbed(self.blocks, self.layout, recording, entries)
+
+    @torch.no_grad()
+    def unembed(
+        self, states: Float[Tensor, "row d_model"], tokens: Int[Tensor, " token"] | None = None
+    ) -> Float[Tensor, "row token"]:
+        """Final norm and unembedding. See `Records.unembed`."""
+        return self._unembedded(states, tokens)
+
     def _continue(self, state: Pass, prefix: Prefix, logits_to_keep: int) -> Tensor | None:
         with registered(hook_blocks(self.blocks, self.layout, state)):
             try:
                 hidden = resume.continued(self.blocks, prefix)
             except Stop:
                 return None
-        head = self.hf.get_output_embeddings()
-        if head is None or self._spec.encoder:  # an encoder's head is more than a norm and a matrix
-            return None
-        logits = head(self.base.get_submodule(self.layout.norm)(hidden[:, -logits_to_keep:]))
+        if self.hf.get_output_embeddings() is None or self._spec.encoder:
+            return None  # an encoder's head is more than a norm and a matrix
+        return self._unembedded(hidden[:, -logits_to_keep:])
+
+    def _unembedded(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        head, hidden = self.hf.get_output_embeddings(), self.base.get_submodule(self.layout.norm)(hidden)
+        if tokens is None or type(head) is not nn.Linear:
+            logits = head(hidden)
+            logits = logits if tokens is None else logits[..., tokens]
+        else:
+            logits = nn.functional.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two ways of computing the same agree up to rounding."""
+    tolerance = 1e-4 if wanted.dtype in (torch.float32, torch.float64) else 5e-2
+    return float((found - wanted).abs().max()) <= tolerance * float(wanted.abs().max())

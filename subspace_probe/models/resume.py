@@ -62,10 +62,14 @@ def continued(blocks: list[nn.Module], prefix: Prefix) -> Tensor:
     """Run the remaining blocks; returns the last one's output, shape [batch, pos - column, d_model]."""
     hidden, cache = prefix.hidden, _cache_of(prefix.cached)
     for index in range(prefix.layer, len(blocks)):
-        call = {name: cache if value is _CACHE else value for name, value in prefix.calls[index].items()}
-        output = blocks[index](hidden, **_placed(call, hidden))
+        output = blocks[index](hidden, **completed(prefix.calls[index], cache, hidden))
         hidden = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+def completed(call: Mapping[str, Any], cache: Any, hidden: Tensor) -> dict[str, Any]:
+    """A recorded call with this pass's cache in it, on the device and in the dtype of its states."""
+    return _placed({name: cache if value is _CACHE else value for name, value in call.items()}, hidden)
 
 
 def _cache_of(cached: Cached) -> Any:

@@ -182,6 +182,24 @@ def question_rows() -> Rows:
     return [dict(zip(("check", "question", "answer", "verdict"), row, strict=True)) for row in values]
 
 
+def sweep_rows(rng: random.Random) -> Rows:
+    return [
+        {
+            "stream": stream,
+            "layer": layer,
+            "position": position,
+            "order": order,
+            "token": HOSTILE if order == 1 else " lantern",
+            "head": None,
+            "patched": rng.uniform(-3, 3),
+            "effect": NAN if (layer, order) == (2, 0) else rng.uniform(-0.2, 1.1),
+        }
+        for stream in ("resid_pre", "mlp_out")
+        for layer in range(4)
+        for order, position in enumerate(("at+3", "t_inst", "last"))
+    ]
+
+
 @pytest.fixture
 def report() -> "Report":
     """All tables and findings, some of them awkward."""
@@ -200,6 +218,7 @@ def report() -> "Report":
         "tokens": Table.of(token_rows(rng)),
         "completions": Table.of(completion_rows(), "Greedy, at most 24 new tokens."),
         "selection": Table.of(selection_rows(rng)),
+        "patch_sweep": Table.of(sweep_rows(rng), "One row for each cell."),
         "questions": Table.of(question_rows()),
     }
     boot, null = Interval(0.94, 1.0, of="prompts, bootstrap"), Interval(0.0, 0.05, of="100 random directions")

@@ -1,0 +1,142 @@
+"""What a patching sweep found: an effect for each cell, as arrays, a table and a report."""
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Float64, Int
+from scipy import stats
+from torch import Tensor
+
+from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.reports import Provenance, Report, Table
+from subspace_probe.core.sites import Stream
+from subspace_probe.linalg.resampling import bootstrap_interval
+
+FEW = 10
+"""Fewer groups than this get Student's interval instead of a bootstrap."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PatchSweep:
+    """A metric under the exchange of every cell's state, per prompt.
+
+    Attributes:
+        values: the metric of the patched runs, shape [stream, layer, position, n], with heads [stream, layer, position,
+            head, n].
+        clean: the metric of the clean prompts, shape [n].
+        corrupt: that of the corrupt prompts, asked for the clean prompts' answers, shape [n].
+        streams: names of the first axis.
+        layers: numbers of the second.
+        positions: names of the third.
+        texts: the token there, where all clean prompts agree on it.
+        mode: "denoise": the corrupt prompts were run, clean states put in; "noise": the reverse.
+        metric: its name.
+        groups: of the prompts; intervals go by group.
+        computed: number of patched runs, one a cell and prompt.
+        skipped: runs that were not needed, because the exchanged states are equal bit for bit.
+        engine: "climbing" or "passes"; the results are the same, the time is not.
+        notes: where the numbers come from.
+        seed: of the bootstrap.
+    """
+
+    values: Float64[Tensor, "stream layer *cell n"]
+    clean: Float64[Tensor, " n"]
+    corrupt: Float64[Tensor, " n"]
+    streams: tuple[Stream, ...]
+    layers: tuple[int, ...]
+    positions: tuple[str, ...]
+    texts: tuple[str, ...]
+    mode: str
+    metric: str
+    groups: Int[Tensor, " n"]
+    computed: int
+    skipped: int
+    engine: str
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    seed: int = 0
+
+    @property
+    def base(self) -> Float64[Tensor, " n"]:
+        """The metric of the prompts that were run."""
+        return self.corrupt if self.mode == "denoise" else self.clean
+
+    @property
+    def source(self) -> Float64[Tensor, " n"]:
+        """The metric of the prompts whose states were put in."""
+        return self.clean if self.mode == "denoise" else self.corrupt
+
+    @property
+    def heads(self) -> bool:
+        """Whether there is an axis of heads."""
+        return self.values.ndim == 5
+
+    @property
+    def effect(self) -> Float64[Tensor, "stream layer *cell"]:
+        """(patched - base) / (source - base), a ratio of means over prompts: 0 nothing, 1 all of the difference.
+
+        NaN where clean and corrupt prompts do not differ on average.
+        """
+        gap = (self.source - self.base).mean()
+        return (self.values - self.base).mean(-1) / (gap if float(gap) != 0.0 else float("nan"))
+
+    @property
+    def table(self) -> Table:
+        """One row a cell: what `figures.heatmap` draws."""
+        means, effects = self.values.mean(-1), self.effect
+        rows: list[tuple[Any, ...]] = []
+        for index in torch.cartesian_prod(*map(torch.arange, means.shape)).tolist():
+            s, layer, p, *head = index
+            place = (
+                self.streams[s],
+                self.layers[layer],
+                self.positions[p],
+                p,
+                self.texts[p],
+                head[0] if head else None,
+            )
+            rows.append((*place, float(means[tuple(index)]), float(effects[tuple(index)])))
+        columns = ("stream", "layer", "position", "order", "token", "head", "patched", "effect")
+        about = f"{self.metric} after the exchange of one state ({self.mode}), mean of {len(self.base)} prompts"
+        return Table(columns, tuple(rows), about)
+
+    def report(self) -> Report:
+        """The table, the two baselines, and the strongest cell with its interval; unaudited."""
+        n, effects = len(self.base), self.effect
+        found: list[Finding] = []
+        for name, values in (("clean", self.clean), ("corrupt", self.corrupt)):
+            interval = _interval(values, self.groups, seed=self.seed)
+            claim = f"{self.metric} of the {name} prompts"
+            found.append(Finding(f"{self.metric}.{name}", claim, float(values.mean()), interval, n=n))
+        strongest = tuple(torch.unravel_index(effects.nan_to_num(0.0).abs().argmax(), effects.shape))
+        effect, gap = effects[strongest], self.source - self.base
+        # a ratio of means by its linear approximation: each prompt's part of the deviation
+        parts = effect + (self.values[strongest] - self.base - effect * gap) / gap.mean()
+        s, layer, p, *head = (int(i) for i in strongest)
+        cell = f"{self.streams[s]} of layer {self.layers[layer]} at {self.positions[p]}"
+        cell += f", head {head[0]}" if head else ""
+        note = f"chosen as the largest of {effects.numel()} cells on these very prompts, so it is likely too large"
+        interval = _interval(parts, self.groups, seed=self.seed) if bool(parts.isfinite().all()) else None
+        claim = f"the exchange of {cell} carries part of the difference"
+        found.append(Finding("effect.strongest", claim, float(effect), interval, n=n, note=f"{cell}; {note}"))
+        work = Table(("computed", "skipped", "engine"), ((self.computed, self.skipped, self.engine),), "runs")
+        config = {"metric": self.metric, "mode": self.mode, **self.notes.get("config", {})}
+        given = {key: self.notes[key] for key in ("model", "fingerprint", "data") if key in self.notes}
+        provenance = Provenance.now(config=config, seed=self.seed, **given)
+        return Report("patch_sweep", tuple(found), {"patch_sweep": self.table, "work": work}, provenance)
+
+
+def _interval(values: Float[Tensor, " n"], groups: Int[Tensor, " n"], *, seed: int) -> Interval | None:
+    """Of a mean over prompts, by group; none for a single group."""
+    _, index = groups.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    if count < 2:
+        return None
+    if count >= FEW:
+        _, low, high = bootstrap_interval(values, clusters=groups, seed=seed)
+        return Interval(low, high, of=f"{count} groups of prompts, bootstrap")
+    means = torch.zeros(count, dtype=torch.float64).index_add(0, index, values) / torch.bincount(index)
+    half = float(stats.t.ppf(0.975, count - 1)) * float(means.std()) / count**0.5
+    middle = float(values.mean())
+    return Interval(middle - half, middle + half, of=f"{count} groups of prompts, Student's t")
