@@ -12,9 +12,9 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.intervals import mean_of
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.intervals import mean_of
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.models.hooked import HookedModel
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import DataError
 from subspace_probe.core.findings import Finding, Interval, judge
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.diagnostics.similarity import CHANCE, state_covariance
 from subspace_probe.diagnostics.stability import split_half_overlaps
 from subspace_probe.finders.permuting import quick

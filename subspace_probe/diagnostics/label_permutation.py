@@ -9,10 +9,10 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 

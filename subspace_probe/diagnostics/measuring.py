@@ -4,9 +4,9 @@ import torch
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import mean_of
 from subspace_probe.core.protocols import Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
-from subspace_probe.diagnostics.intervals import mean_of
 from subspace_probe.interventions.conditions import outcomes
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel

@@ -9,12 +9,12 @@ from torch import Tensor
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.reports import Provenance, Report, Table, number
 from subspace_probe.core.sites import SitesLike
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import LAST, Where
-from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.interventions.patch import Align, Patch

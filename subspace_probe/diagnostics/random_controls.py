@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.bases import random_subspace
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding
+from subspace_probe.core.intervals import auroc_of, range_of
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.intervals import auroc_of, range_of
 from subspace_probe.finders.permuting import permuted_codes
 from subspace_probe.linalg.ranking import auroc
 from subspace_probe.models.hooked import HookedModel

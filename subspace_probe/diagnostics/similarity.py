@@ -9,9 +9,9 @@ from torch import Tensor
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import ConfigError, DataError, SiteError
 from subspace_probe.core.findings import Finding, Interval, Verdict
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.linalg import angles, nulls
 from subspace_probe.linalg.moments import Moments
 from subspace_probe.linalg.permutations import permutation_p

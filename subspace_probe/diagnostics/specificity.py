@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, condition_logits
 from subspace_probe.metrics.answers import Accuracy

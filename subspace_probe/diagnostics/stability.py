@@ -11,10 +11,10 @@ from torch import Tensor
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.errors import DataError
 from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.intervals import range_of
 from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 

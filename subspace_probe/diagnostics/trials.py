@@ -10,10 +10,10 @@ from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
+from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.protocols import Intervention, Metric
 from subspace_probe.diagnostics.auditing import Examination
 from subspace_probe.diagnostics.cases import subspace_of
-from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.models.hooked import HookedModel

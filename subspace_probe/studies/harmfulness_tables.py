@@ -8,6 +8,7 @@ import torch
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval
+from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.protocols import Finder, Metric
 from subspace_probe.core.reports import Table
 from subspace_probe.core.sites import Site
@@ -15,7 +16,6 @@ from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
 from subspace_probe.diagnostics.cases import subspace_of
 from subspace_probe.diagnostics.cosines import Reading
-from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.diagnostics.readouts import coordinate, layer_curve
 from subspace_probe.finders.published_selection import find_published
