@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from subspace_probe.core.contrasts import Contrast
     from subspace_probe.core.reports import Report
     from subspace_probe.core.subspaces import Subspace
+    from subspace_probe.interventions.steer import Unit
 
 EFFECT = "Effect on a word"
+RULE = "Steer only where"
 
 
 def steer(
@@ -37,7 +39,7 @@ def steer(
     direction: Annotated[Path, typer.Option("--direction", "-d", help="A file that find wrote.")],
     strength: Annotated[
         list[str],
-        typer.Option("--strength", "-s", metavar="NUMBER,...", help="In units of the class gap, as 1 or -1,1,2."),
+        typer.Option("--strength", "-s", metavar="NUMBER,...", help="In units of --unit, as 1 or -1,1,2."),
     ],
     prompt: Annotated[
         list[str] | None,
@@ -51,7 +53,35 @@ def steer(
     ] = 4,
     where: Annotated[str, typer.Option(help="Tokens to steer: all, last, generated, t_inst, ...")] = "all",
     site: Annotated[str | None, typer.Option(help="L3.resid_post; default is where it was found.")] = None,
+    unit: Annotated[
+        str, typer.Option(help="scale: the class gap; norm: shares of each state's norm; raw: activation units.")
+    ] = "scale",
+    keep_norm: Annotated[
+        bool, typer.Option("--keep-norm", help="Give steered states the norm they had before.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the completions.", min=1)] = 32,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Run every strength, even behind one where the text degenerates.")
+    ] = False,
+    words: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The same request in words, put before every prompt, as a baseline."),
+    ] = None,
+    when: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Only where this direction scores --threshold.", rich_help_panel=RULE),
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Least score, counted from the direction's origin.", rich_help_panel=RULE)
+    ] = 0.0,
+    decided_at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Token that decides for its prompt, as t_inst; else each for itself.",
+            rich_help_panel=RULE,
+        ),
+    ] = None,
     answer: Annotated[str | None, typer.Option(help="Word whose logit is measured.", rich_help_panel=EFFECT)] = None,
     foil: Annotated[str | None, typer.Option(help="Word it is measured against.", rich_help_panel=EFFECT)] = None,
     random: Annotated[
@@ -92,27 +122,47 @@ def steer(
     subspace = subspace.for_any_model() if allow_model_mismatch else subspace
     subspace.require_model(loaded.fingerprint)
 
-    from subspace_probe.cli.steering import Steering
-    from subspace_probe.core.reports import Report
+    from subspace_probe.diagnostics.strengths import strength_sweep
+    from subspace_probe.interventions.rules import Score
     from subspace_probe.interventions.steer import Steer
 
-    doses = [Steer(subspace, value, site=place, where=tokens) for value in strengths]
-    for edited in doses[0].edits(loaded.spec.n_layers):
-        subspace.require_width(loaded.backend.width(edited))
-    steering = Steering(loaded, doses, prompts, draws=random, seed=seed, progress=progress)
-    texts = steering.completions(len(prompts) if prompt else show, max_new_tokens)
-    report = steering.effects() if steering.measurable else Report("steer")
-    settings = {
-        "direction": str(direction),
-        "where": where,
-        "site": site or (subspace.site.short if subspace.site else ""),
-        "max_new_tokens": max_new_tokens,
-    }
-    source = steering.provenance(seconds=perf_counter() - start, **settings)
-    report = replace(report, tables={**report.tables, "completions": texts}, provenance=source)
+    rule = None
+    if when is not None:
+        probe = Subspace.load(when)
+        decides = None if decided_at is None else Where.parse(decided_at)
+        rule = Score(probe.for_any_model() if allow_model_mismatch else probe, threshold, where=decides)
+    steered = Steer(subspace, strengths[0], place, tokens, _unit(unit), keep_norm, rule)
+    loaded.check(steered)
+    report = strength_sweep(
+        loaded,
+        steered,
+        prompts,
+        "logit_difference" if all(shown.answer and shown.foil for shown in prompts.prompts) else None,
+        strengths,
+        draws=random,
+        words=words,
+        show=len(prompts) if prompt else show,
+        max_new_tokens=max_new_tokens,
+        stop=not keep_going,
+        seed=seed,
+        progress=progress,
+    )
+    config = {**report.provenance.config, "direction": str(direction), "when": None if when is None else str(when)}
+    source = replace(report.provenance, config=config, seconds=perf_counter() - start)
+    report = replace(report, provenance=source)
     _show(report, subspace)
     if out is not None:
         wrote(*save_report(report, out))
+
+
+def _unit(name: str) -> "Unit":
+    from subspace_probe.core.errors import unknown
+    from subspace_probe.interventions.steer import UNITS
+
+    for unit in UNITS:
+        if unit == name:
+            return unit
+    raise unknown("unit", name, UNITS)
 
 
 def _strengths(given: list[str]) -> list[float]:
@@ -154,13 +204,15 @@ def _show(report: "Report", subspace: "Subspace") -> None:
 
     if not subspace.found:
         warn("This direction was marked NOT FOUND: nothing beyond what shuffled labels give. Do not read it as one.")
-    rows = report.tables["completions"].records()
+    rows = report.tables["completions"].records() if "completions" in report.tables else []
     for shown in dict.fromkeys(row["prompt"] for row in rows):
         said = [(row["condition"], row["text"]) for row in rows if row["prompt"] == shown]
         grid(
             [Column("", style="dim", no_wrap=True, min_width=14), Text(plain(shown))],
             [(condition, plain(text)) for condition, text in said],
         )
+    if "text" in report.tables and (broken := report.tables["text"].where(degenerate=True).column("strength")):
+        warn(f"The text degenerates at {', '.join(f'{strength:+g}' for strength in broken)}: see the report's summary.")
     if "doses" not in report.tables:
         return
     doses = report.tables["doses"]

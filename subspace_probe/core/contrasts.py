@@ -127,8 +127,8 @@ class Contrast:
         both = [(sides[1], sides[0]) for sides in rows.values() if len(sides) == 2]
         if not both:
             raise DataError(
-                f"None of the {len(rows)} pairs of {self.name!r} has a positive and a negative prompt. Patching needs a "
-                "partner for every prompt: give both the same 'pair' number."
+                f"None of the {len(rows)} pairs of {self.name!r} has a positive and a negative prompt. Patching needs "
+                "a partner for every prompt: give both the same 'pair' number."
             )
         sides: list[Contrast] = []
         for side in (0, 1):

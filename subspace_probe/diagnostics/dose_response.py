@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.diagnostics.cases import Case
-from subspace_probe.diagnostics.intervals import mean_of, range_of
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.interventions.steer import Steer
@@ -41,8 +41,8 @@ class DoseResponse:
         if not isinstance(case.intervention, Steer):
             return []
         steer = case.intervention
-        dosed: list[Condition] = [steer.with_strength(dose * steer.strength) for dose in self.doses]
-        half = steer.with_strength(0.5 * steer.strength)
+        dosed: list[Condition] = [steer.scaled(dose) for dose in self.doses]
+        half = steer.scaled(0.5)
         seeds = range(case.seed + 1000, case.seed + 1000 + self.draws)
         return dosed + [half.with_subspace(random_like(case.subspace, seed=seed)) for seed in seeds]
 

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_probe.core.edits import EditContext
+from subspace_probe.core.edits import EditContext, needs_of
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Intervention, Part
 from subspace_probe.core.sites import Site
@@ -52,8 +52,8 @@ class Integrity:
     """Writing back the value just read changes nothing; the edit moves what it selects, and nothing else.
 
     Estimate: the largest change of the metric under a write of the very value read; 0 up to rounding. Refuted too where
-    the edit moves no selected state (a strength of 0), or one that it does not select. A site that does not fire, an
-    edit of another shape and non-finite values raise before this check is reached.
+    the edit moves no selected state (a strength of 0, a rule that never holds), or one that it does not select. A site
+    that does not fire, an edit of another shape and non-finite values raise before this check is reached.
     """
 
     name: ClassVar[str] = "integrity"
@@ -86,11 +86,14 @@ def _moves(case: Case) -> tuple[float, float]:
     """Median relative size of the edit at its first site on the tokens it selects; largest size on all others."""
     site, edit = min(case.intervention.edits(case.model.spec.n_layers).items(), key=lambda item: item[0].order)
     batch = case.model.tokens(case.contrast.prompts[:16])
-    x = case.model.run(batch, reads=[site], stop_after=site).reads[site]
-    batch = batch.to(x.device)
-    ctx = EditContext(batch, batch.positions, batch.mask)
+    needed = {source for source, _ in needs_of(edit)}
+    reads = case.model.run(batch, reads=[site, *needed], stop_after=site).reads
+    x, batch = reads[site], batch.to(reads[site].device)
+    ctx = EditContext(batch, batch.positions, batch.mask, reads={source: reads[source] for source in needed})
     size = (edit(x, ctx) - x).norm(dim=-1)
     selected = ctx.select(case.intervention.where)
-    relative = (size / x.norm(dim=-1).clamp(min=1e-12))[selected]
+    # where a rule decides, most of the tokens may be left alone
+    counted = selected & (size > 0) if needed else selected
+    relative = (size / x.norm(dim=-1).clamp(min=1e-12))[counted]
     others = size[batch.mask & ~selected]
     return float(relative.median()) if len(relative) else 0.0, float(others.max()) if len(others) else 0.0

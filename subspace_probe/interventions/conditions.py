@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from subspace_probe.core.edits import Edit, EditMap, Stacked, needs_of
+from subspace_probe.core.edits import Edit, EditMap, Stacked, needed_sites, needs_of
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Intervention, Metric, require_scopes
 from subspace_probe.core.sites import Site
@@ -77,7 +77,7 @@ def _map(
     taken = model.standing_sites
     maps = [_hoisted(condition.edits(n_layers), n_layers, taken) if condition else {} for condition in conditions]
     needs = frozenset[tuple[Site, Where]]().union(*(needs_of(edit) for edits in maps for edit in edits.values()))
-    touched = {site for edits in maps for site in edits} | {site for site, _ in needs}
+    touched = {site for edits in maps for site in edits} | {site for site, _ in needs} | model.standing_needs
     lowest = min((site.layer for site in touched), default=n_layers - 1)
     wheres = {condition.where for condition in conditions if condition} | {where for _, where in needs}
     batch = model.tokens(prompts)
@@ -125,10 +125,11 @@ def _first_column(batch: TokenBatch, wheres: Collection[Where]) -> int:
 def _hoisted(edits: EditMap, n_layers: int, taken: frozenset[Site]) -> EditMap:
     """Edits of resid_post[l] moved to resid_pre[l + 1], the same tensor, so that block l need not run again."""
     moved: dict[Site, Edit] = {}
+    needed = needed_sites(edits)
     for site, edit in edits.items():
         target = site.lifted(n_layers)
-        if target != site and (target in edits or target in taken):
-            return edits  # both names of one tensor are edited, here or by the model: leave their order alone
+        if target != site and (target in edits or target in taken or site in needed):
+            return edits  # both names of one tensor are used, here or by the model: leave their order alone
         moved[target] = edit
     return moved
 

@@ -4,17 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Float64, Int
-from scipy import stats
+from jaxtyping import Float64, Int
 from torch import Tensor
 
-from subspace_probe.core.findings import Finding, Interval
+from subspace_probe.core.findings import Finding
+from subspace_probe.core.intervals import mean_of
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.core.sites import Stream
-from subspace_probe.linalg.resampling import bootstrap_interval
-
-FEW = 10
-"""Fewer groups than this get Student's interval instead of a bootstrap."""
 
 
 @final
@@ -106,9 +102,9 @@ class PatchSweep:
         n, effects = len(self.base), self.effect
         found: list[Finding] = []
         for name, values in (("clean", self.clean), ("corrupt", self.corrupt)):
-            interval = _interval(values, self.groups, seed=self.seed)
+            estimate, interval = mean_of(values, self.groups, seed=self.seed)
             claim = f"{self.metric} of the {name} prompts"
-            found.append(Finding(f"{self.metric}.{name}", claim, float(values.mean()), interval, n=n))
+            found.append(Finding(f"{self.metric}.{name}", claim, estimate, interval, n=n))
         strongest = tuple(torch.unravel_index(effects.nan_to_num(0.0).abs().argmax(), effects.shape))
         effect, gap = effects[strongest], self.source - self.base
         # a ratio of means by its linear approximation: each prompt's part of the deviation
@@ -117,7 +113,7 @@ class PatchSweep:
         cell = f"{self.streams[s]} of layer {self.layers[layer]} at {self.positions[p]}"
         cell += f", head {head[0]}" if head else ""
         note = f"chosen as the largest of {effects.numel()} cells on these very prompts, so it is likely too large"
-        interval = _interval(parts, self.groups, seed=self.seed) if bool(parts.isfinite().all()) else None
+        interval = mean_of(parts, self.groups, seed=self.seed)[1] if bool(parts.isfinite().all()) else None
         claim = f"the exchange of {cell} carries part of the difference"
         found.append(Finding("effect.strongest", claim, float(effect), interval, n=n, note=f"{cell}; {note}"))
         work = Table(("computed", "skipped", "engine"), ((self.computed, self.skipped, self.engine),), "runs")
@@ -125,18 +121,3 @@ class PatchSweep:
         given = {key: self.notes[key] for key in ("model", "fingerprint", "data") if key in self.notes}
         provenance = Provenance.now(config=config, seed=self.seed, **given)
         return Report("patch_sweep", tuple(found), {"patch_sweep": self.table, "work": work}, provenance)
-
-
-def _interval(values: Float[Tensor, " n"], groups: Int[Tensor, " n"], *, seed: int) -> Interval | None:
-    """Of a mean over prompts, by group; none for a single group."""
-    _, index = groups.unique(return_inverse=True)
-    count = int(index.max()) + 1
-    if count < 2:
-        return None
-    if count >= FEW:
-        _, low, high = bootstrap_interval(values, clusters=groups, seed=seed)
-        return Interval(low, high, of=f"{count} groups of prompts, bootstrap")
-    means = torch.zeros(count, dtype=torch.float64).index_add(0, index, values) / torch.bincount(index)
-    half = float(stats.t.ppf(0.975, count - 1)) * float(means.std()) / count**0.5
-    middle = float(values.mean())
-    return Interval(middle - half, middle + half, of=f"{count} groups of prompts, Student's t")

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.captures import Memory, Plan, Sink
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.edits import NO_EDITS, EditMap, compose
+from subspace_probe.core.edits import NO_EDITS, EditMap, compose, needed_sites
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Message, Prompt
@@ -336,6 +336,11 @@ class HookedModel:
     def standing_sites(self) -> frozenset[Site]:
         """Sites that `intervened` edits in every pass of this model."""
         return frozenset(self._standing_edits)
+
+    @property
+    def standing_needs(self) -> frozenset[Site]:
+        """Sites whose states standing interventions depend on, so that no pass may begin above them."""
+        return needed_sites(self._standing_edits)
 
     def check(self, intervention: Intervention) -> None:
         """Check that what an intervention was made from fits its sites and comes from this very model.

@@ -6,7 +6,7 @@ import torch
 
 @pytest.mark.parametrize("n", [2, 5, 12, 60])
 def test_intervals_cover_at_their_level(n: int) -> None:
-    from subspace_probe.diagnostics.intervals import mean_of
+    from subspace_probe.core.intervals import mean_of
 
     generator = torch.Generator().manual_seed(n)
     hits = 0
@@ -32,7 +32,7 @@ def test_a_bootstrap_of_two_would_not_cover() -> None:
 
 def test_groups_count_once() -> None:
     """Twenty copies of each of twelve prompts are twelve prompts."""
-    from subspace_probe.diagnostics.intervals import mean_of
+    from subspace_probe.core.intervals import mean_of
 
     x = torch.randn(12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     _, alone = mean_of(x, torch.arange(12), seed=0)
@@ -43,7 +43,7 @@ def test_groups_count_once() -> None:
 
 
 def test_rates_of_nothing_and_of_all_keep_a_width() -> None:
-    from subspace_probe.diagnostics.intervals import mean_of
+    from subspace_probe.core.intervals import mean_of
 
     for value in (0.0, 1.0):
         estimate, interval = mean_of(torch.full((64,), value), torch.arange(64), seed=0)
