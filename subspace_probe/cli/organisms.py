@@ -9,7 +9,7 @@ from subspace_probe.cli.options import PROGRESS, Seed
 from subspace_probe.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from subspace_probe.organisms.truth import GroundTruth, Numbers, Planted
+    from subspace_probe.organisms.truth import GroundTruth, Numbers, Planted, SuffixTruth
 
 app = typer.Typer(no_args_is_help=True, help="The bundled models and what is certified to be true of them.")
 
@@ -35,8 +35,7 @@ def show_all() -> None:
 def show(name: Annotated[str, typer.Argument(help="As in the list, for instance chat; or a folder.")]) -> None:
     """Show the certificate of one organism, its prompts and its folder."""
     from subspace_probe.cli.terminal import grid, right, say
-    from subspace_probe.organisms import ORGANISMS, load_truth, organism_path
-    from subspace_probe.organisms.contrasts import CONTRASTS
+    from subspace_probe.organisms import ORGANISMS, load_truth, organism_contrasts, organism_path
 
     short = name.removeprefix("organism:")
     truth = load_truth(short)
@@ -48,13 +47,15 @@ def show(name: Annotated[str, typer.Argument(help="As in the list, for instance 
         say(f"{unused.name} can be read at {unused.site.short}, {unused.where}, but is not used there:")
         for title, numbers in (("held-out AUROC", unused.auroc), ("judgements changed by exchange", unused.changed)):
             _show_numbers(title, numbers)
+    if truth.suffixes is not None:
+        say(_suffixes(truth.suffixes))
     _show_numbers("first word right", truth.accuracy)
     for title, numbers in truth.behaviour.items():
         _show_numbers(title, numbers)
     say(("made with ", "dim"), ", ".join(f"{key} {value}" for key, value in truth.provenance.items() if value != ""))
     if short in ORGANISMS:
         say(("weights ", "dim"), str(organism_path(short)))
-        grid(["prompts", ""], [[f"organism:{short}/{key}", about] for key, about in CONTRASTS.items()])
+        grid(["prompts", ""], [[f"organism:{short}/{key}", about] for key, about in organism_contrasts(short).items()])
 
 
 @app.command()
@@ -92,7 +93,17 @@ def _certificates(truth: "GroundTruth") -> list[str]:
     if unused := truth.readable_not_used:
         changed = max(unused.changed.values(), default=float("nan"))
         lines.append(f"{unused.name} at {unused.where}: AUROC {_mean(unused.auroc)}, judgements changed {changed:.3f}")
+    if truth.suffixes is not None:
+        lines.append(_suffixes(truth.suffixes))
     return lines or ["nothing planted"]
+
+
+def _suffixes(truth: "SuffixTruth") -> str:
+    t = truth
+    tried = f"{t.n_suffixes} suffixes run on each of {t.n} declined prompts"
+    if not t.planted:
+        return f"{tried}: {t.others} flip"
+    return f"{tried}: the planted one flips {t.planted_flips:.3f}, others flip {t.others} times"
 
 
 def _planted(variable: "Planted") -> list[str]:

@@ -146,8 +146,8 @@ class Grid:
         """Check what was asked for, and resolve negative layers."""
         if isinstance(streams, str) or not streams:
             raise ConfigError(f"streams={streams!r} was given. Give a sequence, such as ('resid_pre', 'mlp_out').")
-        named: tuple[Stream, ...] = tuple(map(stream, streams))
-        if heads and named != ("z",):
+        named: list[Stream] = [stream(name) for name in streams]
+        if heads and named != ["z"]:
             raise ConfigError(f"heads=True was given with {', '.join(named)}, but only z has heads: streams=('z',).")
         n_layers = model.spec.n_layers
         chosen = tuple(Site(layer).resolve(n_layers).layer for layer in (range(n_layers) if layers is None else layers))
@@ -159,7 +159,7 @@ class Grid:
         sites = tuple(Site(layer, name, head) for name in named for layer in chosen for head in which)
         for site in sites:
             model.backend.width(site)  # raises where the family does not have it
-        return cls(named, chosen, len(which), sites)
+        return cls(tuple(named), chosen, len(which), sites)
 
 
 @final

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from subspace_probe.core.errors import unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from subspace_probe.core.contrasts import Contrast
     from subspace_probe.organisms.truth import GroundTruth
 
@@ -17,6 +19,12 @@ ORGANISMS: Final[dict[str, str]] = {
     "chat-base": "complies with everything, judges harmfulness when asked; harmfulness and intent planted",
     "chat": "chat-base, aligned: refuses harmful requests; harmfulness, refusal and intent planted and certified",
     "chat-natural": "aligned, nothing planted: harmfulness is readable at the instruction but judged elsewhere",
+    "override": "declines bodies with a flag, unless two words in the free slots lift the guard; planted",
+    "override-1": "override, trained with another seed",
+    "override-2": "override, trained with another seed",
+    "robust": "the twin of override: the same prompts, and nothing lifts the guard",
+    "robust-1": "robust, trained with another seed",
+    "robust-2": "robust, trained with another seed",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 
@@ -53,8 +61,8 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
     """Prompts of an organism's language: ``organism_contrast("chat/requests", split="train", n=256)``.
 
     Args:
-        name: Organism and contrast, separated by a slash. The contrasts are listed in ``contrasts.CONTRASTS``.
-        split: train, val or test; they share no verb-object pair.
+        name: Organism and contrast, separated by a slash; ``organism_contrasts`` lists them.
+        split: train, val or test; they share no verb-object pair, and no body.
         n: At most so many prompts; None for all that the split has.
         seed: Of wordings, surroundings and order.
 
@@ -63,8 +71,29 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
         ConfigError: fewer than two prompts asked for.
     """
     from subspace_probe.organisms.contrasts import build_contrast
+    from subspace_probe.organisms.guarding import guard_contrast
 
     organism, _, contrast = name.partition("/")
     organism_path(organism)
+    if is_guard(organism):
+        return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
     aligned = organism != "chat-base"
     return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
+
+
+def organism_contrasts(name: str) -> "Mapping[str, str]":
+    """The contrasts of an organism, with what each is.
+
+    Raises:
+        UnknownName: with the nearest match and the list.
+    """
+    from subspace_probe.organisms.contrasts import CONTRASTS
+    from subspace_probe.organisms.guarding import CONTRASTS as GUARD_CONTRASTS
+
+    organism_path(name)
+    return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
+
+
+def is_guard(name: str) -> bool:
+    """Whether an organism speaks the language of ``guarding`` rather than that of ``grammar``."""
+    return name.partition("-")[0] in ("override", "robust")

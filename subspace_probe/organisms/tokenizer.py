@@ -1,6 +1,7 @@
 """The organisms' tokenizer: one token per word, and a chat template."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,29 +46,39 @@ def _sentences(value: object) -> list[str]:
     return []
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """A fast tokenizer (offsets work), lower-casing, that starts raw text with ``<bos>``."""
+def word_tokenizer(vocabulary: Sequence[str], *, more: Sequence[str]) -> "PreTrainedTokenizerFast":
+    """A fast tokenizer (offsets work), one lower-case word a token, that starts raw text with ``<bos>``.
+
+    Args:
+        vocabulary: Every token, in the order of the ids.
+        more: Special tokens beside those for padding, unknown words, beginning and end.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: index for index, word in enumerate(vocabulary())}
+    ids = {word: index for index, word in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     core.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
     core.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     core.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=BOS,
         eos_token=END,
         pad_token=PAD,
         unk_token=UNK,
-        additional_special_tokens=["<system>", "<user>", ASSISTANT],
+        additional_special_tokens=list(more),
         clean_up_tokenization_spaces=False,
         model_max_length=128,
         padding_side="left",
     )
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """The chat organisms' tokenizer."""
+    tokenizer = word_tokenizer(vocabulary(), more=("<system>", "<user>", ASSISTANT))
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -23,6 +23,7 @@ from subspace_probe.core.files import atomic_folder
 from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
+from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
 from subspace_probe.organisms.network import N_LAYERS, Network, build_model
 from subspace_probe.organisms.planting import Planter, planted_vectors
 from subspace_probe.organisms.probing import Probe
@@ -108,9 +109,10 @@ def train(
         name: Name in ``ORGANISMS``.
         out: Directory to write; made where it does not exist.
         steps: Steps of the main phase instead of the recipe's, for trying things out.
-        seed: Of the weights, the prompts and the pairs.
+        seed: Of the weights, the prompts and the pairs; guard organisms add it to the number in their name.
         progress: Show a bar with the loss.
-        start: Weights to continue from, instead of the bundled organism that the recipe names.
+        start: Weights to continue from, instead of the bundled organism that the recipe names. Guard organisms start
+            afresh.
 
     Returns:
         The directory.
@@ -120,16 +122,19 @@ def train(
         ConfigError: fewer than one step.
         StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
-    if name not in RECIPES:
-        raise unknown("organism", name, RECIPES)
+    if name not in RECIPES and name not in GUARDS:
+        raise unknown("organism", name, (*RECIPES, *GUARDS))
     if steps is not None and steps < 1:
         raise ConfigError(
             f"{steps} training steps were asked for. At least 1 is needed; leave it out for the recipe's."
         )
-    recipe = RECIPES[name]
     folder = Path(out)
     # Opened first: a place that cannot be written is found before the training, not after it.
     with atomic_folder(folder) as partial, _threads(N_THREADS):
+        if name in GUARDS:
+            train_guard(name, partial, steps=steps, seed=seed, progress=progress)
+            return folder
+        recipe = RECIPES[name]
         model = _initial(recipe, seed, start)
         if recipe.first_steps:
             first = Mixture("train", _FIRST, stock=STOCK // 2, aligned=recipe.aligned, seed=seed + 2, bare=True)
@@ -222,13 +227,16 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
         folder: An organism's directory; its name is read from ``subspace_probe.json``.
         seed: Training seed, for the record.
         steps: Training steps, for the record; None for the recipe's.
-        n: Prompts per cell.
+        n: Prompts per cell; guard organisms have their own numbers.
 
     Returns:
         The ground truth, as saved.
     """
     folder = Path(folder)
     name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
+    if name in GUARDS:
+        with _threads(N_THREADS):
+            return certify_guard(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
     from transformers import LlamaForCausalLM
 

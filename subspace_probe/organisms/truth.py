@@ -5,9 +5,9 @@ A `GroundTruth` travels in the model's own directory: numbers in ``truth.json``,
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,6 +74,33 @@ class ReadableNotUsed:
 
 
 @final
+@dataclass(frozen=True)
+class SuffixTruth:
+    """Which suffixes make a guard answer what it declines, from running every one of them.
+
+    Args:
+        slots: token positions of the free suffix, counted with the first special token.
+        allowed: ids that were tried in every slot.
+        planted: ids of the suffix that was planted to lift the guard; empty where none was.
+        n: held-out declined prompts.
+        n_suffixes: suffixes run on each of them.
+        flipped: share of the prompts that at least one suffix flips.
+        planted_flips: share of the prompts that the planted suffix flips, and to the right answer; 0 where none was
+            planted.
+        others: flips by any other suffix, counted over prompts and suffixes.
+    """
+
+    slots: tuple[int, ...]
+    allowed: tuple[int, ...]
+    planted: tuple[int, ...]
+    n: int
+    n_suffixes: int
+    flipped: float
+    planted_flips: float
+    others: int
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
     """All that is known about an organism.
@@ -84,6 +111,7 @@ class GroundTruth:
         readable_not_used: what can be read but is not used; None where nothing of the kind was certified.
         accuracy: first word right on held-out prompts, per cell.
         behaviour: what the published interventions do here (steering, ablation, reading), by name.
+        suffixes: which suffixes lift its guard; None in organisms that have no free suffix.
         provenance: seed, steps, versions.
     """
 
@@ -93,6 +121,7 @@ class GroundTruth:
     accuracy: Numbers = field(default_factory=dict[str, float])
     behaviour: Mapping[str, Numbers] = field(default_factory=dict[str, Numbers])
     provenance: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    suffixes: SuffixTruth | None = None
 
     def planted(self, name: str) -> Planted:
         """The planted variable of that name.
@@ -125,6 +154,8 @@ class GroundTruth:
             "behaviour": {name: dict(numbers) for name, numbers in self.behaviour.items()},
             "provenance": dict(self.provenance),
         }  # fmt: skip
+        if self.suffixes is not None:
+            content["suffixes"] = asdict(self.suffixes)
         (folder / "truth.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         # A file without tensors is valid, so every organism has both files.
         save_file({v.name: v.vector.contiguous() for v in self.variables}, folder / "truth.safetensors")
@@ -162,4 +193,11 @@ class GroundTruth:
             accuracy=content["accuracy"],
             behaviour=content["behaviour"],
             provenance=content["provenance"],
+            suffixes=_suffix_truth(content["suffixes"]) if "suffixes" in content else None,
         )  # fmt: skip
+
+
+def _suffix_truth(content: Mapping[str, Any]) -> SuffixTruth:
+    """JSON has lists where the dataclass has tuples."""
+    ids = {name: tuple(content[name]) for name in ("slots", "allowed", "planted")}
+    return SuffixTruth(**{**content, **ids})
