@@ -23,6 +23,7 @@ from subspace_probe.cli import (
     organisms,
     patch,
     report,
+    reroute,
     steer,
     study,
     sweep,
@@ -95,6 +96,7 @@ app.command("steer")(steer.steer)
 app.command("ablate")(ablate.ablate)
 app.command("patch")(patch.patch)
 app.command("sweep")(sweep.sweep)
+app.command("reroute")(reroute.reroute)
 app.command("capture")(capture.capture)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)

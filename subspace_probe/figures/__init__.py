@@ -30,6 +30,7 @@ FIGURES = Registry(
         "guard": "subspace_probe.figures.guard:GUARD",
         "tokens": "subspace_probe.figures.tokens:TOKENS",
         "selection": "subspace_probe.figures.selection:SELECTION",
+        "ladder": "subspace_probe.figures.ladder:LADDER",
         "patch_sweep": "subspace_probe.figures.heatmap:HEATMAP",
     },
     group="subspace_probe.figures",

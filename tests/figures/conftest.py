@@ -182,6 +182,23 @@ def question_rows() -> Rows:
     return [dict(zip(("check", "question", "answer", "verdict"), row, strict=True)) for row in values]
 
 
+LEVELS, CONDITIONS = ("activation", "embedding", "token"), ("rerouted", "random", "wrong direction")
+
+
+def ladder_rows() -> Rows:
+    rows: Rows = []
+    for site in ("L1.resid_post", "L2.<b>resid_post</b>"):
+        for level, top in zip(LEVELS, (1.0, 0.8, 0.0), strict=True):
+            for measure in ("target met", "behaviour flipped"):
+                for condition in CONDITIONS:
+                    rate = top if condition == "rerouted" else 0.05
+                    row = {"site": site, "level": level, "measure": measure, "condition": condition, "rate": rate}
+                    rows.append(row | {"low": max(0.0, rate - 0.1), "high": min(1.0, rate + 0.1), "n": 20})
+    rows[0] |= {"low": NAN, "high": NAN}
+    rows[1] |= {"rate": NAN}
+    return rows
+
+
 def sweep_rows(rng: random.Random) -> Rows:
     return [
         {
@@ -218,6 +235,7 @@ def report() -> "Report":
         "tokens": Table.of(token_rows(rng)),
         "completions": Table.of(completion_rows(), "Greedy, at most 24 new tokens."),
         "selection": Table.of(selection_rows(rng)),
+        "ladder": Table.of(ladder_rows()),
         "patch_sweep": Table.of(sweep_rows(rng), "One row for each cell."),
         "questions": Table.of(question_rows()),
     }

@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from subspace_probe.core.reports import Report, Table
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("layers", "separation", "strength", "nulls", "cosines", "guard", "tokens", "selection", "patch_sweep")
+NAMES = (
+    "layers",
+    "separation",
+    "strength",
+    "nulls",
+    "cosines",
+    "guard",
+    "tokens",
+    "selection",
+    "ladder",
+    "patch_sweep",
+)
 Only = Callable[..., "Report"]
 
 
