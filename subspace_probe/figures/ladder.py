@@ -64,7 +64,7 @@ def _bars(figure: go.Figure, place: Place, rows: Sequence[Row], condition: str, 
         showlegend=named,
         marker={
             "color": FIXED.get(condition, OTHERS[number % len(OTHERS)]),
-            "pattern": {"shape": PATTERNS.get(condition, ""), "fgcolor": "white", "size": 6},
+            "pattern": {"shape": PATTERNS.get(condition, ""), "fgcolor": "white", "size": 6, "fillmode": "overlay"},
         },
         hovertemplate=f"{HOVER}<extra></extra>",
         row=place[0],

@@ -24,8 +24,7 @@ Value = float | Sequence[float] | Float[Tensor, "..."]
 @final
 @dataclass(frozen=True, eq=False)
 class KnobClamp:
-    """Set the coordinate to a value: h + (c - u . h) u, with with several rows for each of them (Minder et al. 2024,
-    arXiv:2411.07404).
+    """Set a coordinate, or several, to a value: h + (c - u . h) u (Minder et al. 2024, arXiv:2411.07404).
 
     What lies outside of the subspace stays as it is, and clamping twice is clamping once. The coordinate is counted
     from zero, as published, not from the subspace's origin: `subspace.coords` of an origin o gives c - u . o. A

@@ -17,7 +17,7 @@ from subspace_probe.models import capturing, load_model
 from subspace_probe.store import Folder
 from tests.models.tiny import text, tiny, words
 
-PROMPTS = [text(3 + i % 9, seed=i) for i in range(240)]
+PROMPTS = [text(3 + i % 9, seed=i) for i in range(120)]
 
 
 def prepare() -> None:
@@ -37,6 +37,10 @@ def capture(folder: Path, pause: float) -> None:
     model.capture(PROMPTS, where="all", batch_tokens=16, into=Folder(folder))
 
 
+def whole_shards(folder: Path) -> list[Path]:
+    return list(folder.glob("shard-*.safetensors"))
+
+
 def main() -> None:
     folder, kills = Path(sys.argv[1]), int(sys.argv[2])
     prepare()
@@ -47,11 +51,15 @@ def main() -> None:
         if child == 0:
             capture(folder, pause=0.02)
             os._exit(0)
-        time.sleep(moments.uniform(0.1, 0.4))
+        # by what is there, not by the clock: a busy machine would not have begun
+        wanted = len(whole_shards(folder)) + moments.randint(1, 3)
+        while len(whole_shards(folder)) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0.0, 0.03))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the capture ended before it was killed"
-        whole.append(len(list(folder.glob("shard-*.safetensors"))))
+        whole.append(len(whole_shards(folder)))
     capture(folder, pause=0.0)
     json.dump(whole, sys.stdout)
 
