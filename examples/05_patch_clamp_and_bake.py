@@ -2,8 +2,8 @@
 
 python examples/05_patch_clamp_and_bake.py
 
-In the bundled model an intent word says whether to follow the note or the memory. Every state of the pairs is exchanged,
-one at a time; then one direction at the place that counts; then that coordinate is set to a value, without the word.
+In the bundled model an intent word says whether to follow the note or the memory. Every state of the pairs is
+exchanged, one at a time; then one direction at the place that counts; then its coordinate is set, whatever the word.
 """
 
 import tempfile

@@ -109,7 +109,7 @@ def reroute(
     test = _at_most(test, label, n)
     loaded = open_model(model, device=device, dtype=dtype, backend=backend, template=template, words=words)
 
-    from subspace_probe.diagnostics.climbing import Effort
+    from subspace_probe.diagnostics.climber import Effort
     from subspace_probe.diagnostics.ladder import ladder
     from subspace_probe.interventions.embedding_search import EmbeddingSearch
     from subspace_probe.interventions.token_search import TokenSearch

@@ -22,7 +22,7 @@ from subspace_probe.core.protocols import Metric
 from subspace_probe.core.reports import Provenance, Report, Table, number
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import LAST, Where
-from subspace_probe.diagnostics.climbing import LEVELS, Climbed, Climber, Effort
+from subspace_probe.diagnostics.climber import LEVELS, Climbed, Climber, Effort
 from subspace_probe.diagnostics.eligibility import Eligibility, eligibility
 from subspace_probe.diagnostics.rungs import Rung
 from subspace_probe.interventions.targets import HalfSpace

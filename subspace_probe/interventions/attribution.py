@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.core.edits import EditContext
-from subspace_probe.core.errors import ConfigError, PositionError, ShapeError
+from subspace_probe.core.errors import ConfigError, PositionError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Metric, Prefix
@@ -26,6 +26,7 @@ from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import TokenBatch, Where
 from subspace_probe.interventions.alignment import Aligned, Mode, align
+from subspace_probe.interventions.gradients import summed
 from subspace_probe.interventions.patch_cells import exchanged
 from subspace_probe.interventions.patch_sweep import Grid
 from subspace_probe.interventions.sweep_results import PatchSweep
@@ -240,19 +241,8 @@ class _Pairs:
         logits = self.model.run(batch, writes=probes, prefix=prefix, logits_to_keep=1, grad=True).logits
         if logits is None:
             raise RuntimeError("a pass that was not stopped gave no logits")
-        with torch.enable_grad():
-            last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32)).cpu()
-            values = self.metric(last, prompts)
-        if values.shape != (len(prompts),):
-            raise ShapeError(
-                f"The metric gave shape {tuple(values.shape)} for {len(prompts)} prompts. Give one number each."
-            )
-        if not values.requires_grad:
-            raise ConfigError(
-                "The metric has no gradient with respect to the logits: it counts or compares. Take a differentiable "
-                "one, such as logit_difference."
-            )
+        total = summed(self.metric, logits[:, -1], prompts)
         added = [probe.added for probe in probes.values() if probe.added is not None]
         # behind the last block only the last token's state is read
-        found = torch.autograd.grad(values.sum(), added, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(total, added, allow_unused=True, materialize_grads=True)
         return dict(zip(probes, found, strict=True))

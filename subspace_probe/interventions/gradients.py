@@ -119,9 +119,19 @@ def _differentiated(
     prefix = model.prefix(batch, entry.layer, column=int(selected.any(0).nonzero()[0]))
     edits = {entry: At(where, probe)}
     logits: Any = model.run(prefix.batch, writes=edits, prefix=prefix, logits_to_keep=1, grad=True).logits
+    (gradient,) = torch.autograd.grad(summed(metric, logits[:, -1], prompts), probe.added)
+    return gradient.cpu()
+
+
+def summed(metric: Metric, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, ""]:
+    """The sum over prompts of a metric of logits that carry a graph, whatever the caller's grad mode.
+
+    Raises:
+        ShapeError: one that does not give one number a prompt.
+        ConfigError: one without a gradient.
+    """
     with torch.enable_grad():
-        last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32)).cpu()
-        values = metric(last, prompts)
+        values = metric(logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu(), prompts)
         total = values.sum()
     if values.shape != (len(prompts),):
         raise ShapeError(
@@ -132,5 +142,4 @@ def _differentiated(
             "The metric has no gradient with respect to the logits: it counts or compares. Take a differentiable one, "
             "such as logit_difference or refusal_score."
         )
-    (gradient,) = torch.autograd.grad(total, probe.added)
-    return gradient.cpu()
+    return total

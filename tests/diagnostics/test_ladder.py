@@ -127,7 +127,7 @@ def words_contrast(n: int = 24) -> "Contrast":
 @cache
 def climbed() -> "Report":
     import subspace_probe as sp
-    from subspace_probe.diagnostics.climbing import Effort
+    from subspace_probe.diagnostics.climber import Effort
     from subspace_probe.diagnostics.eligibility import targets_of
     from subspace_probe.diagnostics.ladder import ladder
     from subspace_probe.interventions.embedding_search import EmbeddingSearch
@@ -206,7 +206,7 @@ def test_bad_questions_are_refused() -> None:
 def test_verdicts_are_those_of_the_exhaustive_truth(name: str, verdict: str) -> None:
     """Twenty prompts, a quarter of the exhaustive budget; every suffix was run for the truth beside the weights."""
     import subspace_probe as sp
-    from subspace_probe.diagnostics.climbing import Effort
+    from subspace_probe.diagnostics.climber import Effort
     from subspace_probe.diagnostics.eligibility import targets_of
     from subspace_probe.diagnostics.ladder import ladder
     from subspace_probe.interventions.token_search import TokenSearch
