@@ -241,7 +241,7 @@ class _Pairs:
         logits = self.model.run(batch, writes=probes, prefix=prefix, logits_to_keep=1, grad=True).logits
         if logits is None:
             raise RuntimeError("a pass that was not stopped gave no logits")
-        total = summed(self.metric, logits[:, -1], prompts)
+        total = summed(self.metric, logits, prompts)
         added = [probe.added for probe in probes.values() if probe.added is not None]
         # behind the last block only the last token's state is read
         found = torch.autograd.grad(total, added, allow_unused=True, materialize_grads=True)

@@ -119,19 +119,20 @@ def _differentiated(
     prefix = model.prefix(batch, entry.layer, column=int(selected.any(0).nonzero()[0]))
     edits = {entry: At(where, probe)}
     logits: Any = model.run(prefix.batch, writes=edits, prefix=prefix, logits_to_keep=1, grad=True).logits
-    (gradient,) = torch.autograd.grad(summed(metric, logits[:, -1], prompts), probe.added)
+    (gradient,) = torch.autograd.grad(summed(metric, logits, prompts), probe.added)
     return gradient.cpu()
 
 
-def summed(metric: Metric, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, ""]:
-    """The sum over prompts of a metric of logits that carry a graph, whatever the caller's grad mode.
+def summed(metric: Metric, logits: Float[Tensor, "n kept d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, ""]:
+    """The sum over prompts of a metric of last-token logits that carry a graph, whatever the caller's grad mode.
 
     Raises:
         ShapeError: one that does not give one number a prompt.
         ConfigError: one without a gradient.
     """
     with torch.enable_grad():
-        values = metric(logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu(), prompts)
+        last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32)).cpu()
+        values = metric(last, prompts)
         total = values.sum()
     if values.shape != (len(prompts),):
         raise ShapeError(
