@@ -15,8 +15,8 @@ import subspace_probe as sp
 def main() -> None:
     model = sp.load_model("organism:chat")
     truth = sp.organisms.load_truth("chat").planted("intent")
-    train = sp.load_contrast("organism:chat/knob", split="train", n=192)
-    test = sp.load_contrast("organism:chat/knob", split="test", n=64)
+    train = sp.load_contrast("organism:chat/knob", split="train", n=96)
+    test = sp.load_contrast("organism:chat/knob", split="test", n=32)
 
     clean, corrupt = test.sides()
     sweep = sp.patch_sweep(model, clean, corrupt, "logit_difference", positions=[sp.T_INST, sp.T_POST_INST])

@@ -1,4 +1,4 @@
-"""The wheel is complete: installed alone, away from the sources, it runs the demo with the weights it carries."""
+"""The wheel is complete: installed alone, away from the sources, it measures and reports with the weights it carries."""
 
 import json
 import os
@@ -13,6 +13,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "subspace_probe"
+# needs weights, tokenizer, prompts, and what pages are made of; the study itself is run by tests/studies
+PATCH = (
+    "patch", "--model", "organism:chat", "--contrast", "organism:chat/requests", "--limit", "8",
+    "--site", "L2.resid_post", "--where", "t_post_inst", "--metric", "refusal_score",
+)  # fmt: skip
 
 
 def call(*command: object, cwd: Path, **environment: str) -> str:
@@ -56,7 +61,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
     assert wanted <= set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_the_demo_runs_from_the_wheel_alone(target: Path, tmp_path: Path) -> None:
+def test_a_report_is_made_from_the_wheel_alone(target: Path, tmp_path: Path) -> None:
     elsewhere = {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
     origin = call(
         sys.executable, "-c", "import subspace_probe; print(subspace_probe.__file__)", cwd=tmp_path, **elsewhere
@@ -64,18 +69,19 @@ def test_the_demo_runs_from_the_wheel_alone(target: Path, tmp_path: Path) -> Non
     assert Path(origin.strip()).is_relative_to(target), "the test would run the sources, not the wheel"
 
     out = tmp_path / "report"
-    call(sys.executable, "-m", "subspace_probe", "demo", "--out", out, cwd=tmp_path, **elsewhere)
+    call(sys.executable, "-m", "subspace_probe", *PATCH, "--out", out, cwd=tmp_path, **elsewhere)
     assert json.loads((out / "report.json").read_text())["findings"]
+    assert "plotly" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def test_without_its_weights_the_installed_demo_fails(target: Path, tmp_path: Path) -> None:
-    """The control: the demo above can only have read the weights inside the target."""
+def test_without_its_weights_the_same_command_fails(target: Path, tmp_path: Path) -> None:
+    """The control: the report above can only have read the weights inside the target."""
     moved = [(path, path.with_suffix(".gone")) for path in target.rglob("*.safetensors")]
     for path, away in moved:
         path.rename(away)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "subspace_probe", "demo", "--out", str(tmp_path / "report")],
+            [sys.executable, "-m", "subspace_probe", *PATCH, "--out", str(tmp_path / "report")],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"},
             capture_output=True,

@@ -69,3 +69,17 @@ def test_compare_finders(said: str) -> None:
     assert accuracy["DAS, accuracy"] > 0.95
     assert max(accuracy["DAS, control_labels"], accuracy["DAS, control_weights"]) < 0.75
     assert said.splitlines()[-1].endswith("valid for llama.cpp: True")
+
+
+@pytest.mark.parametrize("said", ["05_patch_clamp_and_bake.py"], indirect=True)
+def test_patch_clamp_and_bake(said: str) -> None:
+    sweep = [line.split() for line in said.splitlines() if line.startswith("resid_pre")]
+    at_last = [int(line[-1].rstrip("%")) for line in sweep]
+    assert at_last[0] == 0
+    assert at_last[3] >= 95
+    assert all(abs(int(line[3].rstrip("%,"))) <= 1 for line in sweep)  # the intent word comes later
+    shares = {line.split(":")[0]: line for line in said.splitlines() if "of the difference" in line}
+    assert int(shares["one direction"].split()[2].rstrip("%")) >= 90
+    memory, note = (line.split(": ")[1] for line in said.splitlines() if line.startswith("clamped to"))
+    assert memory != note
+    assert float(said.split()[-1]) < 1e-4
