@@ -1,4 +1,4 @@
-"""The wheel is complete: installed alone, away from the sources, it measures and reports with the weights it carries."""
+"""The wheel is complete: installed alone, away from the sources, it makes a report with its own weights."""
 
 import json
 import os

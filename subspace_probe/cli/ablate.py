@@ -23,7 +23,7 @@ from subspace_probe.cli.options import (
     sites_of,
 )
 from subspace_probe.cli.patch import Foreign, MetricName, Out
-from subspace_probe.core.errors import ConfigError, unknown
+from subspace_probe.core.errors import BackendError, ConfigError, StoreError, unknown
 
 if TYPE_CHECKING:
     from subspace_probe.core.contrasts import Contrast
@@ -58,7 +58,7 @@ def ablate(
         ),
     ] = None,
     metric: MetricName = "logit_difference",
-    random: Annotated[int, typer.Option(help="Random directions behind the verdict.", min=0)] = 20,
+    random: Annotated[int, typer.Option(help="Random directions behind the verdict, which takes 39.", min=0)] = 40,
     columns: ColumnNames = None,
     split: Split = None,
     show: Annotated[int, typer.Option(help="Complete so many prompts.", min=0, rich_help_panel=PROMPTS)] = 4,
@@ -99,6 +99,10 @@ def ablate(
         )
     for folder in filter(None, (out, save_model)):
         writable_folder(folder)
+    if save_model is not None and save_model.is_dir() and any(save_model.iterdir()):
+        raise StoreError(
+            f"{str(save_model)!r} holds files already, and a checkpoint is a folder of its own. Name another."
+        )
     tokens = Where.parse(where)
     subspace = None if direction is None else Subspace.load(direction)
     if subspace is not None and allow_model_mismatch:
@@ -175,5 +179,9 @@ def _save(model: "HookedModel", subspace: "Subspace", edit: "Ablate", prompts: "
     some = prompts.prompts[:32]
     wanted, found = model.logits(some, interventions=[edit]), baked.logits(some)
     off = float((found - wanted).abs().max())
+    if not off <= 0.05 * float(wanted.abs().max()):
+        raise BackendError(
+            f"The baked weights' logits differ from the run-time ablation by {off:.2g}. Nothing was written."
+        )
     say(("weights: ", "dim"), f"logits of {len(some)} prompts differ from the run-time ablation by at most {off:.2g}")
     wrote(save_checkpoint(baked, folder))

@@ -52,7 +52,7 @@ def patch(
     ] = None,
     mode: Annotated[str, typer.Option(help="denoise: label 1 into label 0; noise: the reverse.")] = "denoise",
     metric: MetricName = "logit_difference",
-    random: Annotated[int, typer.Option(help="Draws of the control behind the verdict.", min=0)] = 20,
+    random: Annotated[int, typer.Option(help="Draws of the control behind the verdict, which takes 39.", min=0)] = 40,
     columns: ColumnNames = None,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="At most so many pairs.", min=2, rich_help_panel=PROMPTS)] = None,

@@ -85,8 +85,8 @@ def steer(
     answer: Annotated[str | None, typer.Option(help="Word whose logit is measured.", rich_help_panel=EFFECT)] = None,
     foil: Annotated[str | None, typer.Option(help="Word it is measured against.", rich_help_panel=EFFECT)] = None,
     random: Annotated[
-        int, typer.Option(help="Random directions of equal norm behind the verdict.", min=0, rich_help_panel=EFFECT)
-    ] = 20,
+        int, typer.Option(help="Random directions behind the verdict, which takes 39.", min=0, rich_help_panel=EFFECT)
+    ] = 40,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.json and report.html.")] = None,
     allow_model_mismatch: Annotated[
         bool, typer.Option("--allow-model-mismatch", help="Use a direction that was found in another model.")
@@ -127,6 +127,8 @@ def steer(
     from subspace_probe.interventions.steer import Steer
 
     rule = None
+    if when is None and (threshold or decided_at is not None):
+        raise ConfigError("--threshold and --decided-at say when a direction of --when allows it. Give --when FILE.")
     if when is not None:
         probe = Subspace.load(when)
         decides = None if decided_at is None else Where.parse(decided_at)

@@ -115,8 +115,8 @@ class Contrast:
     def sides(self) -> "tuple[Contrast, Contrast]":
         """The two sides of every complete minimal pair, in the same order: the positive prompts and the negative ones.
 
-        Each pair gives one prompt a side. Where both have an `answer`, both sides carry the positive's as `answer` and
-        the negative's as `foil`, so that a metric asks the same of either.
+        Each pair gives one prompt a side. Both sides carry the same question for metrics: the `answer` and `foil` that
+        they have already, where they agree on them; else the positive's answer, and the negative's as the foil.
 
         Raises:
             DataError: no pair has both.
@@ -135,9 +135,12 @@ class Contrast:
             part = self.take([pair[side] for pair in both])
             prompts = list(part.prompts)
             for i, (first, second) in enumerate(both):
-                answer, foil = self.prompts[first].answer, self.prompts[second].answer
-                if answer and foil:
-                    prompts[i] = replace(prompts[i], answer=answer, foil=foil)
+                one, other = self.prompts[first], self.prompts[second]
+                if one.answer and other.answer and one.answer != other.answer:
+                    prompts[i] = replace(prompts[i], answer=one.answer, foil=other.answer)
+                elif (not one.answer and other.answer) or one.foil != other.foil:
+                    # one question for both, the positive's first
+                    prompts[i] = replace(prompts[i], answer=one.answer or other.answer, foil=one.foil or other.foil)
             sides.append(replace(part, prompts=tuple(prompts)))
         return sides[0], sides[1]
 

@@ -167,7 +167,11 @@ class Stacked:
 
 
 def compose(*maps: EditMap) -> EditMap:
-    """One edit map out of several; at a shared site they apply in the order given."""
+    """One edit map out of several; at a shared site they apply in the order given.
+
+    Sites apply in the order of the forward pass, whatever the order given; `resid_post[l]` comes before its other name,
+    `resid_pre[l + 1]`.
+    """
     merged: dict[Site, Edit] = {}
     for edits in maps:
         for site, edit in edits.items():

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 Verdict = Literal["supported", "refuted", "inconclusive", "not tested", "unaudited"]
-Direction = Literal["above", "below", "apart"]
+LEVEL = 0.95
+"""What the range of a null must hold for a verdict to rest on it."""
+Direction = Literal["above", "below", "beyond"]
 
 
 @final
@@ -90,12 +92,13 @@ def judge(
 
     *refuted*: the interval lies inside `margin` around no effect, or entirely against the claim;
     *supported*: it lies outside the null's range in the claimed direction; *inconclusive*: neither;
-    *unaudited*: there is no interval or no null to judge by.
+    *unaudited*: there is no interval or no null to judge by, or one of too few draws.
 
     Args:
         interval: uncertainty of the estimate.
         null: the range of the same statistic under the control.
-        direction: the claim: the effect is above the null, below it, or either.
+        direction: the claim: the effect is above the null, below it, or beyond it: on its own side of no effect,
+            larger than any that the null has there.
         margin: half-width of what counts as no effect, stated beforehand.
         no_effect: the value of no effect.
     """
@@ -104,10 +107,11 @@ def judge(
     if abs(interval.low - no_effect) <= margin and abs(interval.high - no_effect) <= margin:
         return "refuted"
     above, below = interval.low > null.high, interval.high < null.low
-    claimed = {"above": above, "below": below, "apart": above or below}[direction]
-    against = {"above": interval.high < no_effect - margin, "below": interval.low > no_effect + margin, "apart": False}
+    beyond = (above and interval.low > no_effect) or (below and interval.high < no_effect)
+    claimed = {"above": above, "below": below, "beyond": beyond}[direction]
+    against = {"above": interval.high < no_effect - margin, "below": interval.low > no_effect + margin, "beyond": False}
     if claimed:
-        return "supported"
+        return "supported" if null.level >= LEVEL else "unaudited"
     return "refuted" if against[direction] else "inconclusive"
 
 

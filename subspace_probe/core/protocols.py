@@ -201,6 +201,13 @@ class Intervention(Protocol):
     def with_subspace(self, subspace: Subspace) -> "Intervention": ...
 
 
+def touches(batch: TokenBatch, intervention: Intervention, *, new: int = 0) -> bool:
+    """Whether an intervention's `where` means any token of these prompts, or of those generated and read again."""
+    ends = batch.lengths[:, None] + max(new - 1, 0)
+    positions = torch.arange(int(ends.max())).expand(batch.size, -1)
+    return bool((batch.select(intervention.where, positions) & (positions < ends)).any())
+
+
 def require_scopes(batch: TokenBatch, interventions: Sequence[Intervention], *, new: int = 0) -> None:
     """Check that each intervention touches a token of these prompts.
 
@@ -210,10 +217,8 @@ def require_scopes(batch: TokenBatch, interventions: Sequence[Intervention], *, 
     Raises:
         PositionError: one that would silently do nothing.
     """
-    ends = batch.lengths[:, None] + max(new - 1, 0)
-    positions = torch.arange(int(ends.max())).expand(batch.size, -1)
     for intervention in interventions:
-        if not bool((batch.select(intervention.where, positions) & (positions < ends)).any()):
+        if not touches(batch, intervention, new=new):
             made = f"of the prompts, nor of the {new} new ones that are read again" if new else "of the prompts"
             raise PositionError(
                 f"{intervention!r} touches no token: none {made} is {str(intervention.where)!r}. Choose other tokens, "
@@ -260,4 +265,5 @@ __all__ = [
     "Step",
     "TokenSource",
     "require_scopes",
+    "touches",
 ]

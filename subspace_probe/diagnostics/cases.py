@@ -72,7 +72,7 @@ class Case:
         """A finding about the mean effect, judged against a null of it."""
         estimate, interval = self.effect()
         found = Finding(f"control.{name}", claim, estimate, interval, null, len(self.contrast), note=note)
-        return found.judged("apart", margin=self.margin)
+        return found.judged("beyond", margin=self.margin)
 
     def untested(self, name: str, claim: str, reason: str) -> Finding:
         """A finding that says why there is none."""

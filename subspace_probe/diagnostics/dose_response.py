@@ -30,7 +30,7 @@ class DoseResponse:
     question: ClassVar[str] = "Does a smaller dose have a smaller effect of the same kind?"
 
     doses: tuple[float, ...] = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0)
-    draws: int = 20
+    draws: int = 40
 
     def missing(self, case: Case) -> str:
         """Steering only: other interventions have no strength."""

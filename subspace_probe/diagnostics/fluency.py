@@ -16,7 +16,7 @@ from torch import Tensor
 from subspace_probe.core.edits import compose
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.prompts import Prompt
-from subspace_probe.core.protocols import Intervention
+from subspace_probe.core.protocols import Intervention, require_scopes
 from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.models.capturing import Limits, batches
 from subspace_probe.models.hooked import HookedModel
@@ -111,6 +111,7 @@ def continuations(
     batch, found = model.tokens(prompts), [list[int]()] * len(prompts)
     for intervention in interventions:
         model.check(intervention)
+    require_scopes(batch, interventions, new=max_new_tokens)
     edits = compose(*(intervention.edits(model.spec.n_layers) for intervention in interventions))
     for rows in batches(batch.lengths.tolist(), Limits()):
         made = model.backend.generate(batch.rows(rows), writes=edits, max_new_tokens=max_new_tokens)

@@ -1,9 +1,11 @@
 """What a patch restores of the difference between two prompts, beside what any other state or subspace restores."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
@@ -37,7 +39,7 @@ def measure_patch(
     outside: bool = False,
     align: Align | None = None,
     mode: Mode = "denoise",
-    draws: int = 20,
+    draws: int = 40,
     margin: float = 0.1,
     seed: int = 0,
     progress: bool = False,
@@ -56,7 +58,7 @@ def measure_patch(
         subspace: exchange the component in it, or with `outside` the rest.
         align: as in `Patch`.
         mode: "denoise" puts clean states into corrupt prompts, "noise" the reverse.
-        draws: how many; 0 leaves the verdict "unaudited".
+        draws: how many; fewer than 39 leave the verdict "unaudited", since no range of 95 % can be told from them.
         margin: half-width of "nothing", as a share.
 
     Returns:
@@ -78,17 +80,17 @@ def measure_patch(
     controls, of = _controls(model, patch, base, draws, seed)
     wholly = outcomes(model, source.prompts, [None], [judge])[0, 0]
     values = outcomes(model, base.prompts, [None, patch, *controls], [judge], progress=progress, name="patch")[0]
-    gap = (wholly - values[0]).mean()
-    if not float(gap.abs()) > 1e-9:
+    gap = wholly - values[0]
+    if float(gap.mean().abs()) <= 1e-6 * float((wholly.abs() + values[0].abs()).mean()) or not bool(gap.any()):
         raise ConfigError(
             f"{name} is the same for both sides ({number(float(wholly.mean()))}), so there is nothing to restore. "
             "Choose a metric that tells them apart, such as logit_difference with the two answers."
         )
-    shares = _shares(values[1:] - values[0], wholly - values[0])
+    shares = _shares(values[1:] - values[0], gap)
     means = {"source": wholly, "base": values[0], "patched": values[1]}
     findings = [_mean(f"{name}.{part}", name, part, given, base, seed) for part, given in means.items()]
     null = range_of(shares[1:].mean(1), of) if controls else None
-    findings.append(_restored(patch, shares[0], null, base, margin=margin, seed=seed))
+    findings.append(_restored(shares[0], null, of, gap, base, margin=margin, seed=seed))
     tables = {"effects": _effects(base, means, name), "nulls": _nulls(findings[-1].estimate, shares[1:].mean(1), of)}
     config = {"patch": repr(patch), "metric": name, "mode": mode, "draws": draws, "margin": margin}
     provenance = Provenance.now(
@@ -98,15 +100,24 @@ def measure_patch(
 
 
 def _controls(model: HookedModel, patch: Patch, base: Contrast, draws: int, seed: int) -> tuple[list[Condition], str]:
+    """The patches that nothing should come of, and what they are; or none, and why."""
+    if draws < 0:
+        raise ConfigError(f"draws={draws} was given. Give 40, or 0 for no control.")
     if patch.subspace is not None:
         randoms = [random_like(patch.subspace, seed=s) for s in range(seed, seed + draws)]
         return [patch.with_subspace(random) for random in randoms], f"{draws} random subspaces of the same rank"
-    where = patch.source.where or patch.where
-    own = model.capture(base, sites=list(patch.source.sites), where=where) if draws else None
-    of = f"states of other prompts of the same side, {draws} draws"
-    if own is None or len(base) < 2:
-        return [], of
-    return [replace(patch, source=Source.resampled(own, seed=s)) for s in range(seed, seed + draws)], of
+    if not draws:
+        return [], "no control was asked for"
+    own = model.capture(base, sites=list(patch.source.sites), where=patch.source.where or patch.where)
+    counts = torch.bincount(own.prompt, minlength=len(base))
+    if len(counts.unique()) > 1:
+        return [], "no control: prompts with different numbers of tokens cannot stand for each other"
+    # so few prompts can be exchanged in so few ways
+    ways = math.factorial(min(len(base), 8) - 1) if len(base) > 1 else 0
+    found: list[Condition] = []
+    for s in range(seed, seed + min(draws, ways)):
+        found.append(replace(patch, source=Source.resampled(own, seed=s)))
+    return found, f"states of other prompts of the same side, {len(found)} draws"
 
 
 def _shares(change: Tensor, gap: Tensor) -> Tensor:
@@ -124,14 +135,18 @@ def _mean(name: str, metric: str, part: str, values: Tensor, base: Contrast, see
 
 
 def _restored(
-    patch: Patch, shares: Tensor, null: Interval | None, base: Contrast, *, margin: float, seed: int
+    shares: Tensor, null: Interval | None, of: str, gap: Tensor, base: Contrast, *, margin: float, seed: int
 ) -> Finding:
     estimate, interval = mean_of(shares, base.groups, seed=seed)
-    note = f"{estimate:.0%} of the difference between the sides"
-    note += f"; {null.of}: {null.low:.0%} to {null.high:.0%}" if null else ""
+    note = f"{estimate:.0%} of the difference between the sides; "
+    note += f"{of}: {null.low:.0%} to {null.high:.0%}" if null else of
+    _, apart = mean_of(gap, base.groups, seed=seed)
+    if apart.low <= 0 <= apart.high:
+        note += "; the difference itself may be 0 on these prompts, so a share of it means little"
+        interval = None
     claim = "the patch restores more of the difference than the control does"
     found = Finding("restored", claim, estimate, interval, null, len(base), note=note)
-    return found.judged("apart", margin=margin)
+    return found.judged("above", margin=margin)
 
 
 def _effects(base: Contrast, means: dict[str, Tensor], name: str) -> Table:
@@ -142,7 +157,7 @@ def _effects(base: Contrast, means: dict[str, Tensor], name: str) -> Table:
 
 def _nulls(observed: float, drawn: Tensor, of: str) -> Table:
     rows: Sequence[tuple[str, str, str, float]] = [
-        *(("patch", "share restored", of.rsplit(",")[0], value) for value in drawn.tolist()),
+        *(("patch", "share restored", of.split(",")[0], value) for value in drawn.tolist()),
         ("patch", "share restored", "observed", observed),
     ]
     return Table(("direction", "behaviour", "kind", "value"), tuple(rows), "share of the difference restored")

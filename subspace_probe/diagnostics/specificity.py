@@ -34,7 +34,7 @@ class Specificity:
     name: ClassVar[str] = "specificity"
     question: ClassVar[str] = "Does it leave other behaviour alone?"
 
-    draws: int = 10
+    draws: int = 40
     margin: float = 0.03
 
     def missing(self, case: Case) -> str:

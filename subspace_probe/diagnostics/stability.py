@@ -55,7 +55,7 @@ class Stability:
     name: ClassVar[str] = "stability"
     question: ClassVar[str] = "Is the same direction found again on other prompts?"
 
-    draws: int = 30
+    draws: int = 40
 
     def missing(self, case: Case) -> str:
         """Needs the finder and what it was fitted on."""

@@ -36,7 +36,7 @@ def strength_sweep(
     metric: str | Metric | None,
     strengths: Sequence[float],
     *,
-    draws: int = 20,
+    draws: int = 40,
     words: Contrast | str | None = None,
     show: int = 4,
     max_new_tokens: int = 32,
@@ -265,7 +265,7 @@ class _Sweep:
             null = range_of((drawn - clean).mean(1), f"{self.draws} random directions of equal norm")
         name = f"{self.name}.{dose.strength:+g}"
         claim = f"steering at {dose.strength:+g} changes the {behaviour} beyond random directions of equal norm"
-        found = Finding(name, claim, estimate, interval, null, len(own)).judged("apart", margin=margin)
+        found = Finding(name, claim, estimate, interval, null, len(own)).judged("beyond", margin=margin)
         before, after = number(float(clean.mean())), number(float(own.mean()))
         note = f"At {dose.strength:+g} the {behaviour} goes from {before} to {after}"
         note += f" ({float(_against(change).mean()):.0%} of prompts the other way)" if len(own) > 1 else ""

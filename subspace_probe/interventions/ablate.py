@@ -61,8 +61,10 @@ class Ablate:
         def change(x: Tensor, prompts: Tensor) -> Tensor:
             if self.subspace is None:
                 return torch.zeros_like(x)
-            basis = self.subspace.basis.to(x.device, x.dtype)
-            return x - (x @ basis.T) @ basis
+            # in float32 at least, and rounded once: a rounded basis leaves more behind than rounded states do
+            basis = self.subspace.basis.to(x.device, torch.promote_types(x.dtype, torch.float32))
+            states = x.to(basis)
+            return states - (states @ basis.T) @ basis
 
         return {site: At(self.where, change) for site in self._sites(n_layers)}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError, PositionError
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.tokens import TokenBatch, Where, at
 from subspace_probe.models.hooked import HookedModel, PromptsLike, as_prompts
@@ -32,6 +33,7 @@ class Aligned:
         texts: the text of each token where all clean prompts agree on it, else "".
         groups: near-duplicates and sources of the clean prompts; intervals go by group.
         data: the name of the data.
+        key: of the prompts of both sides, clean ones first.
     """
 
     prompts: tuple[Prompt, ...]
@@ -43,6 +45,7 @@ class Aligned:
     texts: tuple[str, ...]
     groups: Int[Tensor, " n"]
     data: str
+    key: str
 
     def parts(self, batch_tokens: int) -> Iterator[list[int]]:
         """Prompts whose bases are of one length, and whose sources are, so that nothing is padded."""
@@ -95,6 +98,7 @@ def align(
         texts=tuple(_shared_text(batches[0], column) for column in found[0]),
         groups=torch.as_tensor(clean.groups if isinstance(clean, Contrast) else range(len(pairs[0]))),
         data=clean.name if isinstance(clean, Contrast) else "prompts",
+        key=content_key(pairs),
     )
 
 

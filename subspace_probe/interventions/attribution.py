@@ -28,7 +28,7 @@ from subspace_probe.core.tokens import TokenBatch, Where
 from subspace_probe.interventions.alignment import Aligned, Mode, align
 from subspace_probe.interventions.gradients import summed
 from subspace_probe.interventions.patch_cells import exchanged
-from subspace_probe.interventions.patch_sweep import Grid
+from subspace_probe.interventions.patch_sweep import Grid, origin
 from subspace_probe.interventions.sweep_results import PatchSweep
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel, PromptsLike
@@ -43,6 +43,7 @@ class Attribution:
         values: patched minus base, as estimated; the axes of `PatchSweep.values`.
         streams, layers, positions, mode, metric: as in the sweep.
         steps: gradients averaged along the path; 0 for the one at the base.
+        notes: model, prompts and subspace, as in the sweep.
     """
 
     values: Float64[Tensor, "stream layer *cell n"]
@@ -52,6 +53,7 @@ class Attribution:
     mode: str
     metric: str
     steps: int
+    notes: dict[str, str]
 
 
 @final
@@ -106,12 +108,15 @@ def attribution(
             many steps the estimates of one layer add up to the effect of exchanging all its positions at once.
 
     Raises:
-        ConfigError: a metric without a gradient, or negative steps.
+        ConfigError: a metric without a gradient, negative steps, a subspace with a reader of its own.
+        ShapeError, StaleStore: a subspace of another width or model.
         PositionError: with `integrated`, two positions that are one token in some prompt.
     """
     if integrated < 0 or batch_tokens < 1:
         raise ConfigError(f"integrated={integrated} with batch_tokens={batch_tokens} was asked for. Give 0 or more.")
     aligned, grid = align(model, clean, corrupt, positions, mode), Grid.of(model, streams, layers, heads)
+    if subspace is not None:
+        grid.require(model, subspace)
     n = len(aligned.prompts)
     shape = (len(grid.streams), len(grid.layers), len(aligned.positions), *((grid.heads,) if heads else ()), n)
     values = torch.full((len(grid.streams) * len(grid.layers), *shape[2:]), float("nan"), dtype=torch.float64)
@@ -123,7 +128,14 @@ def attribution(
                 values[i][..., rows] = found
             bar.update(len(rows))
     return Attribution(
-        values.view(shape), grid.streams, grid.layers, aligned.positions, mode, name_of(metric), integrated
+        values.view(shape),
+        grid.streams,
+        grid.layers,
+        aligned.positions,
+        mode,
+        name_of(metric),
+        integrated,
+        origin(model, aligned, subspace),
     )
 
 
@@ -131,7 +143,7 @@ def agreement(sweep: PatchSweep, estimate: Attribution) -> Agreement:
     """Correlate an attribution with the exact sweep of the same cells.
 
     Raises:
-        ConfigError: they are of different cells, modes or metrics.
+        ConfigError: they are of different cells, modes, metrics, models, prompts or subspaces.
     """
     for name in ("streams", "layers", "positions", "mode", "metric"):
         exact, estimated = getattr(sweep, name), getattr(estimate, name)
@@ -142,6 +154,13 @@ def agreement(sweep: PatchSweep, estimate: Attribution) -> Agreement:
             f"The sweep has shape {tuple(sweep.values.shape)}, the attribution {tuple(estimate.values.shape)}. Ask for "
             "heads in both or in neither, and give both the same prompts."
         )
+    for name in ("fingerprint", "prompts", "subspace"):
+        exact, estimated = sweep.notes.get(name), estimate.notes.get(name)
+        if exact != estimated:
+            raise ConfigError(
+                f"The sweep and the attribution are of different things: {name} {exact} and {estimated}. Give both "
+                "the same model, the same prompts in the same order, and the same subspace."
+            )
     exact = (sweep.values - sweep.base).mean(-1).flatten()
     estimated = estimate.values.mean(-1).flatten()
     if len(exact) < 2 or float(exact.std()) == 0.0 or float(estimated.std()) == 0.0:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.core.edits import Edit, EditMap, Stacked, needed_sites, needs_of
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Intervention, Metric, require_scopes
 from subspace_probe.core.sites import Site
@@ -71,6 +72,8 @@ def _map(
     name: str,
 ) -> Tensor:
     n_layers = model.spec.n_layers
+    if model.spec.encoder:
+        raise ConfigError(f"{model.spec.family} is an encoder and has no next-token logits. Use a decoder model.")
     for condition in conditions:
         if condition:
             model.check(condition)

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, cast
+from types import UnionType
+from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def from_json(text: str) -> tuple[Intervention, ...]:
     """
     try:
         read: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"This is no JSON: {error}. Give what to_json wrote.") from None
     if not isinstance(read, dict) or cast("dict[str, Any]", read).get("format") != FORMAT:
         raise StoreError(f"This is not of the format {FORMAT!r}. Give what to_json wrote.")
@@ -149,12 +150,38 @@ def _decoded(value: Any, place: str) -> Any:
             return tuple(_decoded(item, f"{place}[{i}]") for i, item in enumerate(fields["tuple"]))
         if fields.get("kind") not in _kinds():
             raise unknown("kind", str(fields.get("kind")), _kinds())
+        kind = _kinds()[fields["kind"]]
         given = {name: _decoded(item, f"{place}.{name}") for name, item in fields.items() if name != "kind"}
-        return _kinds()[fields["kind"]](**given)
+        for name, hint in get_type_hints(kind).items():
+            if name in given and not _fits(given[name], hint):
+                raise StoreError(f"{place}.{name} is {given[name]!r}, which is not what a {kind.__name__} holds there.")
+        return kind(**given)
     except SubspaceProbeError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise StoreError(f"{place} cannot be read: {error}. Give what to_json wrote.") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what a field's annotation says, as far as it goes; JSON can hold anything anywhere."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in args)
+    if origin is Literal:
+        return any(type(value) is type(each) and value == each for each in args)
+    if hint in (float, int):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    if origin is tuple or hint is tuple:
+        return isinstance(value, tuple) and (Ellipsis not in args or all(_fits(item, args[0]) for item in value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        items = cast("Mapping[Any, Any]", value).items() if isinstance(value, Mapping) else [(None, None)]
+        return all(_fits(key, args[0]) and _fits(item, args[1]) for key, item in items)
+    if isinstance(origin, type):  # sequences
+        listed = isinstance(value, list | tuple)
+        return listed and all(_fits(item, args[0]) for item in cast("Sequence[Any]", value))
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def _read_tensor(fields: Mapping[str, Any]) -> Tensor:

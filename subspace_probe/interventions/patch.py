@@ -85,7 +85,8 @@ class _Put:
             return x
         change = self.states.to(x.device)[row[batch, columns]] - x[batch, columns]
         if self.of.subspace is not None:
-            basis = self.of.subspace.basis.to(x.device)
+            # in float32 at least, and rounded once
+            basis = self.of.subspace.basis.to(x.device, torch.promote_types(x.dtype, torch.float32))
             inside = (change.to(basis) @ basis.T) @ basis
             change = change.to(basis) - inside if self.of.outside else inside
         return x.index_put((batch, columns), (x[batch, columns] + change).to(x.dtype))
@@ -119,7 +120,9 @@ def _rows(patch: Patch, ctx: EditContext) -> Int[Tensor, "batch pos"]:
     offset = ctx.positions - first[:, None]
     if patch.align == "end":
         offset = offset + (have - wanted)[:, None]
-    return torch.where((offset >= 0) & (offset < have[:, None]), start[:, None] + offset, -1)
+    # a source may be longer than the prompt, whose generated tokens it is not for
+    inside = (offset >= 0) & (offset < have[:, None]) & batch.select(PROMPT, ctx.positions)
+    return torch.where(inside, start[:, None] + offset, -1)
 
 
 def _require(

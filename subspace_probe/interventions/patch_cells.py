@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subspace_probe.core.edits import EditContext
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.models.climbing import Entry, Recording, Records
+from subspace_probe.models.climbing import Entry, Put, Recording, Records
 from subspace_probe.models.hooked import HookedModel
 
 FIXED = {"cpu": 32, "cuda": 1024}
@@ -53,26 +52,6 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Put:
-    """Puts states at single tokens of a pass.
-
-    Attributes:
-        rows: of the batch, shape [cell].
-        columns: of the batch, shape [cell].
-        states: shape [cell, width].
-    """
-
-    rows: Int[Tensor, " cell"]
-    columns: Int[Tensor, " cell"]
-    states: Float[Tensor, "cell width"]
-
-    def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
-        shown = self.columns - (ctx.batch.ids.shape[1] - x.shape[1])  # a continued pass begins at a later column
-        return x.index_put((self.rows.to(x.device), shown.to(x.device)), self.states.to(x))
 
 
 def exchanged(

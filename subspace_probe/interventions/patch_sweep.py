@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.core.errors import ConfigError, ShapeError
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.sites import Site, Stream, stream
@@ -82,7 +83,8 @@ def patch_sweep(
 
     Raises:
         DataError, PositionError, ConfigError: prompts without partners, lengths that differ without `positions`,
-            settings that do not go together.
+            settings that do not go together, a metric that is the same for both sides.
+        StaleStore: a subspace of another model.
         SiteError, ShapeError: a stream the family does not have; a subspace of another width; a metric that does not
             give one number a prompt.
     """
@@ -91,10 +93,7 @@ def patch_sweep(
     aligned = align(model, clean, corrupt, positions, mode)
     grid = Grid.of(model, streams, layers, heads)
     if subspace is not None:
-        for site in grid.sites:
-            subspace.require_width(model.backend.width(site))
-        if "fingerprint" in subspace.notes:
-            subspace.require_model(model.fingerprint)
+        grid.require(model, subspace)
     work = _Work(model, aligned, grid, metric_for(metric, model), subspace, skip_equal, batch_tokens)
     with (
         torch.no_grad(),
@@ -108,7 +107,7 @@ def patch_sweep(
     source, base = work.ends
     config = {"positions": aligned.positions, "layers": grid.layers, "streams": grid.streams, "heads": heads}
     config |= {"subspace": None if subspace is None else repr(subspace), "skip_equal": skip_equal}
-    return PatchSweep(
+    swept = PatchSweep(
         values=work.values.view(shape),
         clean=source if mode == "denoise" else base,
         corrupt=base if mode == "denoise" else source,
@@ -122,9 +121,18 @@ def patch_sweep(
         computed=work.computed,
         skipped=work.skipped,
         engine="climbing" if work.climbed else "passes",
-        notes={"model": model.spec.name, "fingerprint": model.fingerprint, "data": aligned.data, "config": config},
+        notes={**origin(model, aligned, subspace), "config": config},
         seed=seed,
     )
+    swept.require_gap()
+    return swept
+
+
+def origin(model: HookedModel, aligned: Aligned, subspace: Subspace | None) -> dict[str, str]:
+    """What was exchanged in which model: names and content keys, by which `agreement` compares."""
+    inside = "none" if subspace is None else f"{subspace!r}, key {content_key([subspace.basis])[:12]}"
+    given = {"model": model.spec.name, "fingerprint": model.fingerprint, "data": aligned.data}
+    return given | {"prompts": aligned.key, "subspace": inside}
 
 
 @final
@@ -160,6 +168,20 @@ class Grid:
         for site in sites:
             model.backend.width(site)  # raises where the family does not have it
         return cls(tuple(named), chosen, len(which), sites)
+
+    def require(self, model: HookedModel, subspace: Subspace) -> None:
+        """Check that states of these sites can be exchanged within a subspace.
+
+        Raises:
+            ConfigError: a subspace with a reader of its own.
+            ShapeError: another width.
+            StaleStore: a subspace of another model.
+        """
+        subspace.require_projection("exchanged along its basis alone")
+        for site in self.sites:
+            subspace.require_width(model.backend.width(site), site)
+        if subspace.fingerprint is not None:
+            subspace.require_model(model.fingerprint)
 
 
 @final

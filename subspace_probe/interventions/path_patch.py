@@ -110,6 +110,7 @@ def path_patch(
     acts = model.capture(given, sites=[start], where=source_where or where, batch_tokens=batch_tokens)
     put = Patch(Source.of(acts), where, subspace, align=align)
     model.check(put)
+    _require_later(model.tokens(shown), where, receiver_where or where)
     path = _Path(start, ends, put.edits(spec.n_layers), receiver_where or where, frozen)
     states, prompt = _all_received(model, shown, path, Limits(max(1, batch_tokens // 2)), progress)
     notes = {"sender": start.short, "where": str(where), "frozen": list(frozen)}
@@ -208,3 +209,21 @@ class _Held:
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         clean = x[: len(x) // 2]
         return torch.cat([clean, clean])
+
+
+def _require_later(batch: TokenBatch, sender: Where, receiver: Where) -> None:
+    """No path leads back to an earlier token."""
+    first, last = (
+        (batch.positions.masked_fill(~tokens, fill), tokens)
+        for tokens, fill in (
+            (batch.select(sender, batch.positions) & batch.mask, batch.positions.shape[1]),
+            (batch.select(receiver, batch.positions) & batch.mask, -1),
+        )
+    )
+    behind = last[0].amax(-1) < first[0].amin(-1)
+    if bool((behind & first[1].any(-1) & last[1].any(-1)).any()):
+        row = int(behind.nonzero()[0, 0])
+        raise PositionError(
+            f"In prompt {row} every token at {str(receiver)!r} stands before those at {str(sender)!r}, and nothing "
+            f"leads back to it. Choose a receiver at the same token or a later one. The prompt is: {batch.texts[row]!r}"
+        )

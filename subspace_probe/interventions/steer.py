@@ -64,8 +64,14 @@ class Steer:
     when: Rule | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.strength, int | float):
-            object.__setattr__(self, "strength", tuple(map(float, self.strength)))  # one form, which JSON has
+        if isinstance(self.strength, str):
+            raise ConfigError(
+                f"The strength is {self.strength!r}, a text. It must be a number, or one for each prompt."
+            )
+        # one form, which JSON has: a number, or a tuple of them
+        given = torch.as_tensor(self.strength, dtype=torch.float64)
+        plain = tuple(given.flatten().tolist()) if given.ndim else float(given)
+        object.__setattr__(self, "strength", plain)
         if not self.strengths or not all(map(math.isfinite, self.strengths)):
             raise ConfigError(f"The strength is {self.strength}. It must be a finite number, or one for each prompt.")
         if self.unit not in UNITS:

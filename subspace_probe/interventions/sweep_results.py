@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of
 from subspace_probe.core.reports import Provenance, Report, Table
@@ -72,10 +73,34 @@ class PatchSweep:
     def effect(self) -> Float64[Tensor, "stream layer *cell"]:
         """(patched - base) / (source - base), a ratio of means over prompts: 0 nothing, 1 all of the difference.
 
-        NaN where clean and corrupt prompts do not differ on average.
+        Raises:
+            ConfigError: the metric does not tell clean from corrupt prompts.
         """
-        gap = (self.source - self.base).mean()
-        return (self.values - self.base).mean(-1) / (gap if float(gap) != 0.0 else float("nan"))
+        self.require_gap()
+        return (self.values - self.base).mean(-1) / (self.source - self.base).mean()
+
+    def require_gap(self) -> None:
+        """Check that clean and corrupt prompts differ by more than rounding, so that there is something to share out.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        gap, size = (self.source - self.base).mean(), torch.cat([self.source, self.base]).abs().mean()
+        if not float(gap.abs()) > 1e-6 * float(size):
+            raise ConfigError(
+                f"{self.metric} is the same for the clean and the corrupt prompts ({float(size):.3g} in size, apart "
+                f"by {float(gap):.3g}), so there is no difference that a state could carry. Choose a metric "
+                "that tells them apart, such as logit_difference with the two answers."
+            )
+
+    @property
+    def unresolved(self) -> str:
+        """Why effects mean little: the difference between the prompts may itself be 0. Empty where it may not."""
+        gap, interval = mean_of(self.source - self.base, self.groups, seed=self.seed)
+        if not interval.low <= 0 <= interval.high:
+            return ""
+        around = f"{gap:.3g}, 95 % {interval.low:.3g} to {interval.high:.3g}"
+        return f"inconclusive: the prompts' difference may itself be 0 ({around}), so shares of it mean little"
 
     @property
     def table(self) -> Table:
@@ -95,6 +120,7 @@ class PatchSweep:
             rows.append((*place, float(means[tuple(index)]), float(effects[tuple(index)])))
         columns = ("stream", "layer", "position", "order", "token", "head", "patched", "effect")
         about = f"{self.metric} after the exchange of one state ({self.mode}), mean of {len(self.base)} prompts"
+        about += f"; effects are {self.unresolved}" if self.unresolved else ""
         return Table(columns, tuple(rows), about)
 
     def report(self) -> Report:
@@ -105,7 +131,7 @@ class PatchSweep:
             estimate, interval = mean_of(values, self.groups, seed=self.seed)
             claim = f"{self.metric} of the {name} prompts"
             found.append(Finding(f"{self.metric}.{name}", claim, estimate, interval, n=n))
-        strongest = tuple(torch.unravel_index(effects.nan_to_num(0.0).abs().argmax(), effects.shape))
+        strongest = tuple(torch.unravel_index(effects.abs().argmax(), effects.shape))
         effect, gap = effects[strongest], self.source - self.base
         # a ratio of means by its linear approximation: each prompt's part of the deviation
         parts = effect + (self.values[strongest] - self.base - effect * gap) / gap.mean()
@@ -113,7 +139,9 @@ class PatchSweep:
         cell = f"{self.streams[s]} of layer {self.layers[layer]} at {self.positions[p]}"
         cell += f", head {head[0]}" if head else ""
         note = f"chosen as the largest of {effects.numel()} cells on these very prompts, so it is likely too large"
-        interval = mean_of(parts, self.groups, seed=self.seed)[1] if bool(parts.isfinite().all()) else None
+        unresolved = self.unresolved
+        note += f"; {unresolved}" if unresolved else ""
+        interval = None if unresolved else mean_of(parts, self.groups, seed=self.seed)[1]
         claim = f"the exchange of {cell} carries part of the difference"
         found.append(Finding("effect.strongest", claim, float(effect), interval, n=n, note=f"{cell}; {note}"))
         work = Table(("computed", "skipped", "engine"), ((self.computed, self.skipped, self.engine),), "runs")

@@ -2,7 +2,7 @@
 
 Rows join the batch in front of their block, so that a block runs once for all rows that entered at or below it. Nothing
 is computed twice that cannot differ: not what lies below a row's block, not the tokens before the one it replaces, and
-in the block where it joins not the queries, keys and values of the tokens behind that one, which are the recorded ones.
+in the block where it joins not the queries, keys and values of the other tokens, which are the recorded ones.
 In the last block only the last token's output is computed, since only that one is unembedded.
 """
 
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from subspace_probe.core.edits import NO_EDITS
+from subspace_probe.core.edits import NO_EDITS, EditContext
 from subspace_probe.core.protocols import Prefix
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.models.hooks import Hook, Pass, module_input, registered
+from subspace_probe.models.hooks import Hook, Pass, Recorder, module_input, registered
 from subspace_probe.models.layouts import Layout
 from subspace_probe.models.resume import Cached, completed, from_column
 
@@ -42,6 +42,26 @@ class Entry:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Put:
+    """An edit that puts states at single tokens of a pass.
+
+    Attributes:
+        rows: of the batch, shape [cell].
+        columns: of the batch, shape [cell].
+        states: shape [cell, width].
+    """
+
+    rows: Int[Tensor, " cell"]
+    columns: Int[Tensor, " cell"]
+    states: Float[Tensor, "cell width"]
+
+    def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
+        shown = self.columns - (ctx.batch.ids.shape[1] - x.shape[1])  # a continued pass begins at a later column
+        return x.index_put((self.rows.to(x.device), shown.to(x.device)), self.states.to(x))
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Recording:
     """One clean pass, from which any token of any block can be continued without another one.
 
@@ -50,7 +70,7 @@ class Recording:
         hidden: resid_pre of every block, and resid_post of the last one, [n, pos, d_model] each.
         calls: what each block was called with besides its input, by name.
         cached: keys and values of all tokens by layer; None where a block has not kept them all.
-        projected: what the matrices in front of attention gave, by layer and module, [n, pos, width] each.
+        projected: what the matrices that read attention's own input gave, by layer and module, [n, pos, width] each.
         logits: of the last token, shape [n, d_vocab].
         attention: the attention implementation.
     """
@@ -106,13 +126,18 @@ class Records(Protocol):
         ...
 
 
-def projections(block: nn.Module, layout: Layout) -> list[nn.Module]:
-    """The matrices in front of a block's attention, which act on every token by itself."""
+def keeping(block: nn.Module, layout: Layout, keeper: "Keeper") -> list[Hook]:
+    """Hooks that keep what a block's matrices give whose input is attention's own, token by token.
+
+    Only those can be reused where one token is replaced: what is fed by anything else, as the output projection and
+    the parts of adapters on it are, has seen other tokens, and so has changed at all tokens behind.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    behind = block.get_submodule(layout.z)
-    inside = block.get_submodule(layout.attention).modules()
-    return [module for module in inside if isinstance(module, nn.Linear | Conv1D) and module is not behind]
+    attention = block.get_submodule(layout.attention)
+    matrices = [module for module in attention.modules() if isinstance(module, nn.Linear | Conv1D)]
+    entering = Hook(attention, keeper.inputs, entry=True)
+    return [entering, *(Hook(module, keeper, entry=False) for module in matrices)]
 
 
 def climbed(
@@ -245,13 +270,19 @@ class _LastToken:
 @final
 @dataclass(frozen=True, eq=False)
 class Keeper:
-    """Keeps what modules give in one pass."""
+    """Keeps what the modules give in one pass that are given the very tensor that attention was.
+
+    Attributes:
+        inputs: records what attention is called with.
+        outputs: what the modules gave.
+    """
 
     state: Pass
+    inputs: Recorder
     outputs: dict[nn.Module, Tensor] = field(default_factory=dict[nn.Module, Tensor])
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.state.mine:
+        if self.state.mine and args and any(args[0] is given for given in self.inputs.inputs):
             self.outputs[module] = output
 
 

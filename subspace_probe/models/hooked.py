@@ -18,7 +18,7 @@ from subspace_probe.core.edits import NO_EDITS, EditMap, compose, needed_sites
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Message, Prompt
-from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run, require_scopes
+from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run, require_scopes, touches
 from subspace_probe.core.reports import installed_versions
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
@@ -196,6 +196,9 @@ class HookedModel:
         edits, kept = self._edits(interventions), dtype or self.backend.dtype
         if not isinstance(into, Memory):
             self.backend.weights_key(anew=True)  # what is kept on disk must be of the weights as they are now
+        for edit in interventions:
+            if not any(touches(windows[i], edit) for i in range(len(windows))):
+                require_scopes(windows[0], [edit])
         plan = self._plan(contrast, chosen, asked, kept, interventions, windows, limits)
 
         def run(batch: TokenBatch) -> Run:
@@ -349,6 +352,8 @@ class HookedModel:
             ShapeError: another width.
             StaleStore: another model; `for_any_model()` of a subspace or source lifts the check.
         """
+        if not isinstance(intervention.where, Where):
+            raise ConfigError(f"where={intervention.where!r} was given. Give a position such as LAST or at(3).")
         for site, part in intervention.parts(self.spec.n_layers):
             if part.fingerprint is not None:
                 part.require_model(self.fingerprint)

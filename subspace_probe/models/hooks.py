@@ -141,6 +141,8 @@ class Pass:
             self._editing = False
 
     def _checked(self, site: Site, x: Tensor, edited: Tensor) -> Tensor:
+        if not isinstance(edited, Tensor):
+            raise ShapeError(f"The edit at {site.short} returned {type(edited).__name__}. An edit returns a tensor.")
         if edited.shape != x.shape:
             raise ShapeError(
                 f"The edit at {site.short} returned shape {tuple(edited.shape)} for activations of shape "

@@ -5,6 +5,7 @@ The user's model is not changed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -17,8 +18,11 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.models import resume
 from subspace_probe.models.backend import Backend, Output
-from subspace_probe.models.climbing import Entry, Keeper, Recording, climbed, projections
+from subspace_probe.models.climbing import Entry, Keeper, Put, Recording, climbed, keeping
 from subspace_probe.models.hooks import Hook, Pass, Recorder, Stop, hook_blocks, registered
+
+CHECKED = 4
+"""So many tokens of a prompt are enough to check continuations on: one before the replaced one, and two behind it."""
 
 
 @final
@@ -56,20 +60,32 @@ class NativeModel(Backend):
         """Run once and keep what any continuation needs. See `Records.record`."""
         if self._spec.encoder or self.hf.get_output_embeddings() is None or not bool(batch.mask.all()):
             return None
+        recording = self._recorded(batch)
+        if recording is None or not self._reproduced(recording):
+            return None
+        some = batch.rows([0])
+        few = self._recorded(replace(some, ids=some.ids[:, :CHECKED], mask=some.mask[:, :CHECKED]))
+        return recording if few is not None and self._followed(few) else None
+
+    def _recorded(self, batch: TokenBatch) -> Recording | None:
+        """One pass with everything kept."""
         n_layers, width, last = self._spec.n_layers, batch.ids.shape[1], Site(-1).resolve(self._spec.n_layers)
         batch, _, state = self._below(batch, 0, NO_EDITS)
         state.reads = frozenset({last})
-        recorders, keepers = [Recorder(state) for _ in self.blocks], [Keeper(state) for _ in self.blocks]
+        recorders, keepers = (
+            [Recorder(state) for _ in self.blocks],
+            [Keeper(state, Recorder(state)) for _ in self.blocks],
+        )
         hooks = [Hook(block, recorder, entry=True) for block, recorder in zip(self.blocks, recorders, strict=True)]
         for block, keeper in zip(self.blocks, keepers, strict=True):
-            hooks += [Hook(module, keeper, entry=False) for module in projections(block, self.layout)]
+            hooks += keeping(block, self.layout, keeper)
         reusable = self.attention in ("sdpa", "eager")
         inputs = self._inputs(batch, 1) | ({"use_cache": True} if reusable else {})
         with torch.no_grad(), registered(hooks):
             out = self._call(state, inputs)
         if out is None or out.logits is None:
             return None
-        recording = Recording(
+        return Recording(
             batch,
             (*(recorder.inputs[0] for recorder in recorders), state.captured[last]),
             {i: resume.named_call(self.blocks[i], recorder.rest) for i, recorder in enumerate(recorders)},
@@ -78,7 +94,6 @@ class NativeModel(Backend):
             out.logits[:, -1],
             self.attention,
         )
-        return recording if self._reproduced(recording) else None
 
     def _reproduced(self, recording: Recording) -> bool:
         """Whether rows in which a token is replaced by itself end where the recorded pass did."""
@@ -86,12 +101,36 @@ class NativeModel(Backend):
         column = torch.tensor([recording.width // 2])
         entries = [Entry(at, row, column, recording.hidden[at][row, column]) for at in sorted({0, n_layers - 1})]
         few = torch.arange(min(64, self._spec.d_vocab))
-        ends = recording.hidden[-1][row, -1]
-        try:
-            found = self.climb(recording, entries)
-        except (RuntimeError, TypeError, IndexError):  # a block that cannot be called like this
+        ends, found = recording.hidden[-1][row, -1], self._tried(recording, entries)
+        if found is None or not _close(found, ends.expand_as(found)):
             return False
-        return _close(found, ends.expand_as(found)) and _close(self.unembed(ends, few), recording.logits[row][:, few])
+        return _close(self.unembed(ends, few), recording.logits[row][:, few])
+
+    def _followed(self, recording: Recording) -> bool:
+        """Whether rows in which a token is *changed*, each in front of another block, end where plain passes do.
+
+        A token that is replaced by itself cannot tell what was taken from the recording though it should have changed.
+        """
+        layers, column = range(self._spec.n_layers), (recording.width - 1) // 2
+        generator, first, at = torch.Generator().manual_seed(0), torch.tensor([0]), torch.tensor([column])
+        entries: list[Entry] = []
+        for layer in layers:
+            own = recording.hidden[layer][first, at].float()
+            noise = torch.randn(own.shape, generator=generator).to(own)
+            entries.append(Entry(layer, first, at, own + own.square().mean().sqrt() * noise))
+        found, last = self._tried(recording, entries), Site(-1)
+        if found is None:
+            return False
+        writes = {Site(e.layer, "resid_pre"): Put(torch.tensor([e.layer]), at, e.states) for e in entries}
+        run = self.run(recording.batch.repeat(len(layers)), reads=[last], writes=writes, stop_after=last)
+        return _close(found, run.reads[last][:, -1])
+
+    def _tried(self, recording: Recording, entries: Sequence[Entry]) -> Tensor | None:
+        """What `climb` gives; None where blocks cannot be called like that."""
+        try:
+            return self.climb(recording, entries)
+        except (RuntimeError, TypeError, IndexError):
+            return None
 
     @torch.no_grad()
     def climb(self, recording: Recording, entries: Sequence[Entry]) -> Float[Tensor, "row d_model"]:

@@ -301,3 +301,29 @@ def test_it_shows_itself() -> None:
     whole = contrast([0, 1]).map(lambda prompt: type(prompt)(f"<{prompt.text}>"))
     assert repr(whole) == "Contrast('numbers': 1 positive, 1 negative)"
     assert "&lt;0&gt;" in whole._repr_html_()
+
+
+def test_the_two_sides_of_pairs_ask_the_same_question() -> None:
+    from dataclasses import replace
+
+    from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.core.prompts import Prompt
+
+    def sides(*answers: tuple[str | None, str | None]) -> list[tuple[str | None, str | None]]:
+        prompts = tuple(Prompt(str(i), answer=answer, foil=foil) for i, (answer, foil) in enumerate(answers))
+        made = Contrast("c", prompts, (0, 1), pairs=(4, 4)).sides()
+        assert [side.prompts[0].text for side in made] == ["1", "0"]
+        return [(side.prompts[0].answer, side.prompts[0].foil) for side in made]
+
+    assert sides(("no", None), ("yes", None)) == [("yes", "no")] * 2
+    assert sides(("sure", "sorry"), ("sure", "sorry")) == [("sure", "sorry")] * 2  # said already
+    assert sides(("no", "x"), ("yes", "y")) == [("yes", "no")] * 2
+    assert sides(("no", None), (None, None)) == [("no", None)] * 2
+    assert sides((None, None), (None, None)) == [(None, None)] * 2
+    mixed = contrast([1, 0, 1, 0, 1], pairs=(7, 7, 2, 2, 3))
+    assert [p.text for side in mixed.sides() for p in side.prompts] == ["0", "2", "1", "3"]
+    assert mixed.first_pairs(1).pairs == (7, 7)
+    assert len(mixed.first_pairs(9)) == 4
+    with pytest.raises(DataError, match="None of the 5 pairs"):
+        replace(mixed, pairs=(0, 1, 2, 3, 4)).sides()

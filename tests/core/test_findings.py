@@ -6,14 +6,14 @@ import pytest
 
 # margin .1, no effect 0, null [-.2, .2]; an interval by where it lies -> verdict by the claimed direction
 TABLE = [
-    ((0.5, 0.7), {"above": "supported", "below": "refuted", "apart": "supported"}),
-    ((-0.7, -0.5), {"above": "refuted", "below": "supported", "apart": "supported"}),
-    ((-0.05, 0.08), {"above": "refuted", "below": "refuted", "apart": "refuted"}),  # no effect, and precisely so
-    ((0.05, 0.5), {"above": "inconclusive", "below": "inconclusive", "apart": "inconclusive"}),
-    ((-0.5, 0.5), {"above": "inconclusive", "below": "inconclusive", "apart": "inconclusive"}),
-    ((0.15, 0.5), {"above": "inconclusive", "below": "refuted", "apart": "inconclusive"}),  # inside the null
-    ((-0.5, -0.15), {"above": "refuted", "below": "inconclusive", "apart": "inconclusive"}),
-    ((0.2, 0.5), {"above": "inconclusive", "below": "refuted", "apart": "inconclusive"}),  # touching is not outside
+    ((0.5, 0.7), {"above": "supported", "below": "refuted", "beyond": "supported"}),
+    ((-0.7, -0.5), {"above": "refuted", "below": "supported", "beyond": "supported"}),
+    ((-0.05, 0.08), {"above": "refuted", "below": "refuted", "beyond": "refuted"}),  # no effect, and precisely so
+    ((0.05, 0.5), {"above": "inconclusive", "below": "inconclusive", "beyond": "inconclusive"}),
+    ((-0.5, 0.5), {"above": "inconclusive", "below": "inconclusive", "beyond": "inconclusive"}),
+    ((0.15, 0.5), {"above": "inconclusive", "below": "refuted", "beyond": "inconclusive"}),  # inside the null
+    ((-0.5, -0.15), {"above": "refuted", "below": "inconclusive", "beyond": "inconclusive"}),
+    ((0.2, 0.5), {"above": "inconclusive", "below": "refuted", "beyond": "inconclusive"}),  # touching is not outside
 ]
 
 
@@ -73,3 +73,21 @@ def test_expectations() -> None:
     assert not Finding("a", "b", 0.1, expected=expected).met
     assert 0.3 in Interval(0.3, 0.4)
     assert 0.29 not in Interval(0.3, 0.4)
+
+
+def test_a_smaller_effect_than_the_nulls_is_not_beyond_it() -> None:
+    from subspace_probe.core.findings import Interval, judge
+
+    null = Interval(0.5, 0.7)
+    for ends, verdict in [((0.15, 0.2), "inconclusive"), ((0.8, 0.9), "supported"), ((-0.9, -0.8), "supported")]:
+        assert judge(Interval(*ends), null, "beyond", margin=0.1) == verdict
+
+
+def test_a_null_of_too_few_draws_supports_nothing() -> None:
+    from subspace_probe.core.findings import Interval, judge
+
+    few, enough = Interval(-0.2, 0.2, 0.9), Interval(-0.2, 0.2, 0.95)
+    for way in ("above", "beyond"):
+        assert judge(Interval(0.5, 0.7), few, way, margin=0.1) == "unaudited"
+        assert judge(Interval(0.5, 0.7), enough, way, margin=0.1) == "supported"
+    assert judge(Interval(-0.05, 0.08), few, "beyond", margin=0.1) == "refuted"  # needs no null

@@ -49,3 +49,19 @@ def test_rates_of_nothing_and_of_all_keep_a_width() -> None:
         estimate, interval = mean_of(torch.full((64,), value), torch.arange(64), seed=0)
         assert estimate == value
         assert 0.03 < interval.high - interval.low < 0.08
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 39, 100, 400])
+def test_one_more_draw_falls_into_the_range_as_often_as_it_says(n: int) -> None:
+    from subspace_probe.core.intervals import range_of
+
+    generator = torch.Generator().manual_seed(n)
+    drawn, more = torch.rand(4000, n, generator=generator), torch.rand(4000, generator=generator)
+    found = [range_of(row, "uniform numbers") for row in drawn]
+    inside = sum(x in interval for x, interval in zip(more.tolist(), found, strict=True)) / 4000
+    assert {interval.level for interval in found} == {found[0].level}
+    assert (found[0].level >= 0.95) == (n >= 39)
+    assert inside > found[0].level - 0.015
+    if n == 20:  # control: interpolated quantiles of so few draws hold fewer
+        low, high = drawn.quantile(0.025, dim=1), drawn.quantile(0.975, dim=1)
+        assert float(((more >= low) & (more <= high)).double().mean()) < found[0].level - 0.03

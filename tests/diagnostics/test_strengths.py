@@ -39,7 +39,7 @@ def report(chat: "HookedModel", contrast: "Contrast", steer: "Steer") -> "Report
     from subspace_probe.diagnostics.strengths import strength_sweep
 
     return strength_sweep(
-        chat, steer, contrast, "refusal_score", STRENGTHS, draws=4, words=WORDS, show=2, max_new_tokens=10, seed=3
+        chat, steer, contrast, "refusal_score", STRENGTHS, draws=40, words=WORDS, show=2, max_new_tokens=10, seed=3
     )
 
 

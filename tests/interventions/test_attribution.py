@@ -152,6 +152,28 @@ def test_agreement_is_of_the_same_cells() -> None:
         attribution(model, CLEAN, CORRUPT, lambda logits, prompts: (logits[:, 5] > 0).double())
 
 
+def test_agreement_is_of_the_same_prompts_model_and_subspace() -> None:
+    from subspace_probe.core.errors import ConfigError
+    from subspace_probe.core.subspaces import Subspace
+    from subspace_probe.interventions.attribution import agreement, attribution
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+
+    model, cells = model_of("gpt2"), {"layers": [1]}
+    lines = [Subspace.span(row) for row in torch.eye(32)[:2]]
+    sweep = patch_sweep(model, CLEAN, CORRUPT, metric, subspace=lines[0], **cells)
+    same = attribution(model, CLEAN, CORRUPT, metric, subspace=lines[0], **cells)
+    assert -1 <= agreement(sweep, same).pearson <= 1  # control
+    for subspace in (None, lines[1]):
+        with pytest.raises(ConfigError, match="of different things: subspace"):
+            agreement(sweep, attribution(model, CLEAN, CORRUPT, metric, subspace=subspace, **cells))
+    for prompts in ((CLEAN[::-1], CORRUPT[::-1]), (CLEAN, CORRUPT[::-1]), (CORRUPT, CLEAN)):
+        with pytest.raises(ConfigError, match="of different things: prompts"):
+            agreement(sweep, attribution(model, *prompts, metric, subspace=lines[0], **cells))
+    other = model_of("gpt2", initializer_range=0.2)
+    with pytest.raises(ConfigError, match="of different things: fingerprint"):
+        agreement(sweep, attribution(other, CLEAN, CORRUPT, metric, subspace=lines[0], **cells))
+
+
 def test_ragged_pairs_and_standing_edits() -> None:
     """Stated positions of prompts of different lengths; an edited model is differentiated as it is edited."""
     from subspace_probe.core.errors import PositionError

@@ -89,6 +89,10 @@ def changed(path: str, value: Any) -> str:
         ("interventions.0.subspace.basis.base64", "!!!!", "bytes cannot be read"),
         ("interventions.0.subspace.basis.tensor", "object", "does not have"),
         ("interventions.0.where.anchor", "nowhere", "nowhere"),
+        ("interventions.0.where", "last", "not what a Ablate holds"),
+        ("interventions.0.where.shift", 1.5, "not what a Where holds"),
+        ("interventions.0.where.shift", "1", "not what a Where holds"),
+        ("interventions.0.subspace.site", {"kind": "Where", "anchor": "all"}, "not what a Subspace holds"),
     ],
 )
 def test_a_changed_text_is_refused(path: str, value: Any, complaint: str) -> None:
@@ -107,15 +111,21 @@ def test_what_no_json_can_hold_is_refused_before_anything_is_written(tmp_path: P
 
     @dataclass(frozen=True)
     class Mine:
-        pass
+        subspace: Any = None
+        where: Any = None
+
+        def edits(self, n_layers: int) -> Any: ...
+        def parts(self, n_layers: int) -> Any: ...
+        def with_subspace(self, subspace: Any) -> Any: ...
 
     ablate: Any = made()[1]
     with pytest.raises(ConfigError, match="Mine, which is not in the table"):
-        save_interventions(tmp_path / "mine.json", Mine())  # pyright: ignore[reportArgumentType]
+        save_interventions(tmp_path / "mine.json", Mine())
     with pytest.raises(ConfigError, match="which no JSON can hold"):
         to_json(replace(ablate, subspace=replace(ablate.subspace, notes={"fit": print})))
     assert not list(tmp_path.iterdir())
     with pytest.raises(StoreError, match="cannot be read"):
         load_interventions(tmp_path / "mine.json")
-    with pytest.raises(StoreError, match="no JSON"):
-        from_json("[")
+    for broken in ("[", "[" * 100_000):
+        with pytest.raises(StoreError, match="no JSON"):
+            from_json(broken)

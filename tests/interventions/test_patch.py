@@ -240,7 +240,7 @@ def test_directional_ablation_is_ablation_of_the_subspace_to_zero(native: "Hooke
 
 def test_generation_under_a_patch_is_the_same_with_and_without_a_cache(native: "HookedModel") -> None:
     from subspace_probe.core.sites import Site
-    from subspace_probe.core.tokens import ALL
+    from subspace_probe.core.tokens import ALL, PROMPT
     from subspace_probe.interventions.patch import Patch
     from subspace_probe.interventions.sources import Source
 
@@ -249,6 +249,11 @@ def test_generation_under_a_patch_is_the_same_with_and_without_a_cache(native: "
         Patch(Source.of(captured(native, OTHER, Site(1), where="all")), ALL, align="end"),
         Patch(Source.value(Site(1), torch.ones(32)), ALL),
     ]
+    long = native.capture([text(9, seed=i) for i in range(4)], sites=Site(1), where=ALL)
+    for align in ("start", "end"):  # what is longer than a prompt is not for the tokens it generates
+        patches = [Patch(Source.of(long), where, align=align) for where in (ALL, PROMPT)]
+        texts = [native.generate(RAGGED[:1], interventions=[patch], max_new_tokens=8) for patch in patches]
+        assert texts[0] == texts[1]
     for patch in sources:
         cached = native.generate(RAGGED, interventions=[patch], max_new_tokens=6)
         assert cached == native.generate(RAGGED, interventions=[patch], max_new_tokens=6, use_cache=False)
@@ -291,4 +296,6 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_it_was(native: "Hooked
         native.logits(BASE, interventions=[Patch(Source.of(acts), subspace=Subspace.span(torch.ones(8)))])
     with pytest.raises(PositionError, match="touches no token"):
         native.logits(BASE, interventions=[Patch(Source.of(acts), GENERATED)])
+    with pytest.raises(PositionError, match="touches no token"):
+        native.capture(BASE, interventions=[Patch(Source.of(acts), GENERATED)])
     assert torch.equal(native.logits(BASE), clean)

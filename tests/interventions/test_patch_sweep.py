@@ -1,5 +1,6 @@
 """Sweeps equal a whole pass a cell, by `run(writes=...)` and by plain Torch hooks, in every kind of family."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -196,15 +197,59 @@ def test_lengths_that_differ_need_positions() -> None:
 def test_a_prompt_with_itself_changes_nothing() -> None:
     from subspace_probe.interventions.patch_sweep import patch_sweep
 
-    model = model_of("llama")
-    sweep = patch_sweep(model, CLEAN, CLEAN, metric, streams=("resid_pre", "z", "mlp_out"))
+    model, mixed = model_of("llama"), [CLEAN[0], CORRUPT[1]]  # only the second is another prompt
+    sweep = patch_sweep(model, CLEAN, mixed, metric, streams=("resid_pre", "z", "mlp_out"))
     scale = float(sweep.clean.abs().max())
-    assert float((sweep.values - sweep.clean).abs().max()) < CLOSE * scale
-    assert bool(sweep.effect.isnan().all())  # there is nothing to restore
-    skipped = patch_sweep(model, CLEAN, CLEAN, metric, skip_equal=True)
-    assert skipped.computed == 0
-    assert skipped.skipped == skipped.values.numel()
-    assert torch.equal(skipped.values, skipped.clean.expand_as(skipped.values))
+    assert float((sweep.values - sweep.clean)[..., 0].abs().max()) < CLOSE * scale
+    assert float((sweep.values - sweep.clean)[..., 1].abs().max()) > 1e-2 * scale  # control
+    skipped = patch_sweep(model, CLEAN, mixed, metric, skip_equal=True)
+    assert skipped.skipped >= skipped.values[..., 0].numel()
+    assert torch.equal(skipped.values[..., 0], skipped.clean[0].expand_as(skipped.values[..., 0]))
+
+
+def test_nothing_is_shared_out_where_nothing_differs() -> None:
+    from subspace_probe.core.errors import ConfigError
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+
+    def shifted(by: float, size: float = 1.0) -> "Callable[[Tensor, Sequence[object]], Tensor]":
+        """So much more for the first clean prompts' run than for the corrupt ones', which come first."""
+        calls: list[int] = []
+
+        def judge(logits: Tensor, prompts: Sequence[object]) -> Tensor:
+            calls.append(1)
+            return torch.full((len(logits),), size, dtype=torch.float64) + (by if len(calls) == 2 else 0.0)
+
+        return judge
+
+    model = model_of("llama")
+    settings: Any = {"layers": [1], "positions": [-1]}
+    with pytest.raises(ConfigError, match="metric is the same for the clean and the corrupt prompts"):
+        patch_sweep(model, CLEAN, CLEAN, metric, **settings)
+    for by, size in ((0.0, 0.0), (0.0, 1.0), (1e-8, 1.0)):
+        with pytest.raises(ConfigError, match="no difference that a state could carry"):
+            patch_sweep(model, CLEAN, CORRUPT, shifted(by, size), **settings)
+    # control: small beside nothing, and more than rounding
+    assert patch_sweep(model, CLEAN, CORRUPT, shifted(1e-8, 0.0), **settings).effect.tolist() == [[[0.0]]]
+    assert patch_sweep(model, CLEAN, CORRUPT, shifted(1e-4, 1.0), **settings).effect.tolist() == [[[0.0]]]
+
+
+def test_shares_of_an_unresolved_difference_are_inconclusive() -> None:
+    """The difference of two prompts is 1 and -0.9: no one knows the sign of the mean's."""
+    from dataclasses import replace
+
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+
+    sweep = patch_sweep(model_of("llama"), CLEAN, CORRUPT, metric, layers=[1], positions=[-1])
+    unsure = replace(sweep, clean=sweep.corrupt + torch.tensor([1.0, -0.9], dtype=torch.float64))
+    strongest = unsure.report().finding("effect.strongest")
+    assert strongest.interval is None
+    assert strongest.verdict == "unaudited"
+    assert "inconclusive" in strongest.note
+    assert "inconclusive" in unsure.table.about
+    sure = replace(sweep, clean=sweep.corrupt + torch.tensor([1.0, 0.9], dtype=torch.float64))  # control
+    strongest = sure.report().finding("effect.strongest")
+    assert strongest.interval is not None
+    assert "inconclusive" not in strongest.note + sure.table.about
 
 
 def test_equal_states_are_skipped_exactly() -> None:
@@ -220,6 +265,108 @@ def test_equal_states_are_skipped_exactly() -> None:
     assert sweep.computed + sweep.skipped == sweep.values.numel()
     assert float((sweep.values - whole.values).abs().max()) < CLOSE * float(whole.values.abs().max())
     assert torch.equal(sweep.values[0, 0, 5], sweep.corrupt)
+
+
+def adapted(targets: list[str], layers: list[int] | None) -> Any:
+    """A Llama with LoRA on some matrices, far from nothing."""
+    peft = pytest.importorskip("peft")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = peft.LoraConfig(r=4, target_modules=targets, layers_to_transform=layers)
+        model = peft.get_peft_model(copy.deepcopy(tiny("llama")), settings).eval()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(0, 0.3)
+    return model
+
+
+def plainly(hf: Any, base: list[str], source: list[str], layers: int) -> Tensor:
+    """`resid_pre` of all cells by plain forward pre-hooks, shape [layer, position, n]."""
+    ids = [words()(side, return_tensors="pt")["input_ids"] for side in (base, source)]
+    width, found = ids[0].shape[1], list[Tensor]()
+    for block in hf.base_model.model.model.layers[:layers]:
+        kept: list[Tensor] = []
+        handle = block.register_forward_pre_hook(lambda module, args, kept=kept: kept.append(args[0]))
+        hf(input_ids=ids[1])
+        handle.remove()
+        for column in range(width):
+
+            def patch(module: Any, args: Any, column: int = column, state: Tensor = kept[0]) -> Any:
+                x = args[0].clone()
+                x[:, column] = state[:, column]
+                return (x, *args[1:])
+
+            handle = block.register_forward_pre_hook(patch)
+            found.append(metric(hf(input_ids=ids[0]).logits[:, -1], base))
+            handle.remove()
+    return torch.stack(found).view(layers, width, -1).double()
+
+
+ADAPTED = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft's, of transformers
+
+
+@ADAPTED
+@pytest.mark.parametrize("tokens", [1, 2, TOKENS])
+@pytest.mark.parametrize(("targets", "layers"), [(["o_proj"], [0]), (["o_proj"], None), (["q_proj"], None)])
+def test_adapted_projections_equal_plain_hooks(targets: list[str], layers: list[int] | None, tokens: int) -> None:
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+    from subspace_probe.models import load_model
+
+    hf = adapted(targets, layers)
+    clean, corrupt = texts(tokens, tokens, seed=0), texts(tokens, tokens, seed=50)
+    sweep = patch_sweep(load_model(hf, tokenizer=words()), clean, corrupt, metric)
+    assert sweep.engine == "climbing"
+    with torch.no_grad():
+        wanted = plainly(hf, corrupt, clean, 3)
+        with hf.disable_adapter():
+            unadapted = plainly(hf, corrupt, clean, 3)
+    scale = float(wanted.abs().max())
+    assert float((sweep.values[0] - wanted).abs().max()) < CLOSE * scale
+    if tokens > 1 or "o_proj" in targets:  # one token is all that attention can look at, whatever the query
+        assert float((unadapted - wanted).abs().max()) > 1e-2 * scale  # control: the adapter is felt
+
+
+@ADAPTED
+def test_what_is_wrongly_reused_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind attention nothing can be reused. A token that is replaced by itself would not show it; a changed one does."""
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+    from subspace_probe.models import climbing, load_model, native
+
+    hf = adapted(["o_proj"], [0])
+    with torch.no_grad():
+        wanted = plainly(hf, CORRUPT, CLEAN, 3)
+    scale = float(wanted.abs().max())
+
+    def keep(self: climbing.Keeper, module: Any, args: Any, output: Tensor) -> None:
+        self.outputs[module] = output
+
+    monkeypatch.setattr(climbing.Keeper, "__call__", keep)
+    sweep = patch_sweep(load_model(hf, tokenizer=words()), CLEAN, CORRUPT, metric)
+    assert sweep.engine == "passes"
+    assert float((sweep.values[0] - wanted).abs().max()) < CLOSE * scale
+    # control: without that check the wrong numbers come out
+    monkeypatch.setattr(native.NativeModel, "_followed", lambda self, recording: True)
+    wrong = patch_sweep(load_model(hf, tokenizer=words()), CLEAN, CORRUPT, metric)
+    assert wrong.engine == "climbing"
+    assert float((wrong.values[0] - wanted).abs().max()) > 1e-2 * scale
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "phi3", "gpt_neox", "gptj", "bloom", "falcon"])
+def test_queries_keys_and_values_are_reused(variant: str) -> None:
+    """Every matrix inside attention but the output projection, in every block."""
+    from subspace_probe.models.climbing import Records
+
+    model = model_of(variant)
+    assert isinstance(model.backend, Records)
+    recording = model.backend.record(model.tokens(CLEAN))
+    assert recording is not None
+    layout: Any = model.backend.layout
+    for layer, block in enumerate(model.backend.blocks):
+        inside = dict(block.get_submodule(layout.attention).named_modules())
+        names = {name for name, module in inside.items() if module in recording.projected[layer]}
+        matrices = {name for name, module in inside.items() if getattr(module, "weight", None) is not None}
+        assert names
+        assert names == matrices - {layout.z.removeprefix(f"{layout.attention}.")}
 
 
 def test_subspaces_exchange_their_component() -> None:
@@ -246,6 +393,27 @@ def test_subspaces_exchange_their_component() -> None:
 
     wanted = metric(model.run(corrupt, writes={site: put}).logits[:, -1], CORRUPT)
     assert torch.allclose(sweep.values[1, 1, 2], wanted.double(), atol=CLOSE * scale)
+
+
+def test_subspaces_must_fit() -> None:
+    """The same that a patch refuses."""
+    from dataclasses import replace
+
+    from subspace_probe.core.errors import ConfigError, ShapeError, StaleStore
+    from subspace_probe.core.subspaces import Subspace
+    from subspace_probe.interventions.attribution import attribution
+    from subspace_probe.interventions.patch_sweep import patch_sweep
+
+    model, line = model_of("llama"), Subspace.span(torch.eye(32)[0])
+    for sweep in (patch_sweep, attribution):
+        with pytest.raises(ConfigError, match="reader of its own"):
+            sweep(model, CLEAN, CORRUPT, metric, subspace=replace(line, reader=torch.eye(32)[:1] + torch.eye(32)[1:2]))
+        with pytest.raises(StaleStore, match="found in another model"):
+            sweep(model, CLEAN, CORRUPT, metric, subspace=replace(line, notes={"fingerprint": "0" * 32}))
+        with pytest.raises(ShapeError, match="width 8"):
+            sweep(model, CLEAN, CORRUPT, metric, subspace=Subspace.span(torch.eye(8)[0]))
+        own = replace(line, notes={"fingerprint": model.fingerprint})
+        sweep(model, CLEAN, CORRUPT, metric, layers=[0], positions=[-1], subspace=own)  # control
 
 
 def test_modes_are_each_others_reverse() -> None:
@@ -326,10 +494,13 @@ def test_what_cannot_be_continued_is_run_whole(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_reports_survive_json_and_name_the_strongest_cell() -> None:
+    from dataclasses import replace
+
     from subspace_probe.core.reports import Report
     from subspace_probe.interventions.patch_sweep import patch_sweep
 
     sweep = patch_sweep(model_of("llama"), CLEAN, CORRUPT, metric, streams=("resid_pre", "mlp_out"))
+    sweep = replace(sweep, clean=sweep.corrupt + torch.tensor([1.0, 0.9], dtype=torch.float64))
     report = Report.from_json(sweep.report().to_json())
     table = report.tables["patch_sweep"]
     assert len(table.rows) == sweep.values[..., 0].numel()
