@@ -328,7 +328,7 @@ def test_adapted_projections_equal_plain_hooks(targets: list[str], layers: list[
 
 @ADAPTED
 def test_what_is_wrongly_reused_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind attention nothing can be reused. A token that is replaced by itself would not show it; a changed one does."""
+    """Behind attention nothing can be reused: a token replaced by itself would not show it, a changed one does."""
     from subspace_probe.interventions.patch_sweep import patch_sweep
     from subspace_probe.models import climbing, load_model, native
 
@@ -336,9 +336,11 @@ def test_what_is_wrongly_reused_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         wanted = plainly(hf, CORRUPT, CLEAN, 3)
     scale = float(wanted.abs().max())
+    outer = {block.self_attn.o_proj for block in hf.base_model.model.model.layers}
 
     def keep(self: climbing.Keeper, module: Any, args: Any, output: Tensor) -> None:
-        self.outputs[module] = output
+        if module not in outer:  # but the adapter's parts
+            self.outputs[module] = output
 
     monkeypatch.setattr(climbing.Keeper, "__call__", keep)
     sweep = patch_sweep(load_model(hf, tokenizer=words()), CLEAN, CORRUPT, metric)
