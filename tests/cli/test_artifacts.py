@@ -48,6 +48,7 @@ def test_there_and_back(cli: Cli, tmp_path: Path) -> None:
     assert torch.equal(Subspace.load("seven.back").vector, (seven * 2.0).vector)
 
 
+@pytest.mark.slow
 def test_a_direction_that_was_found_can_be_exported(cli: Cli, tiny: Path, colours: Path) -> None:
     found = cli("find", "--model", tiny, "--contrast", colours.name, "--site", "L1.resid_post", "--quiet")
     assert found.exit_code == 0, found.output

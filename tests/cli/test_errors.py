@@ -100,9 +100,12 @@ def test_a_template_without_an_instruction_span(cli: Cli, make_model: Callable[.
 
 @pytest.fixture
 def direction(cli: Cli, tiny: Path, colours: Path) -> str:
-    """A direction of the tiny model."""
-    result = cli("find", "--model", tiny, "--contrast", colours.name, "--quiet")
-    assert result.exit_code == 0, result.output
+    """A direction of the tiny model, without its null: what it is does not matter here."""
+    import subspace_probe as sp
+
+    model, contrast = sp.load_model(str(tiny)), sp.load_contrast(colours.name)
+    acts = model.capture(contrast, sites=sp.Site(1))
+    sp.MeanDifference(null_draws=0).fit(acts, sp.Site(1)).save("direction.safetensors")
     return "direction.safetensors"
 
 

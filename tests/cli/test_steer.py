@@ -19,6 +19,7 @@ def direction(tmp_path: Path) -> str:
     return "direction.safetensors"
 
 
+@pytest.mark.slow
 def test_the_options_are_the_librarys(cli: Cli, tiny: Path, colours: Path, direction: str) -> None:
     import subspace_probe as sp
     from subspace_probe.diagnostics.strengths import strength_sweep

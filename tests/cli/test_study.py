@@ -63,6 +63,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return heard
 
 
+@pytest.mark.slow
 def test_settings_reach_the_study(cli: Cli, told: dict[str, Any], tiny: Path, colours: Path) -> None:
     result = cli(
         "study", "echo", "--model", tiny, "--contrast", colours.name, "--preset", "tiny", "--seed", 7,

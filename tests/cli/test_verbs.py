@@ -28,6 +28,7 @@ def test_find_writes_a_direction_and_shows_the_sweep(cli: Cli, tiny: Path, colou
     assert "wrote deep/er/d.safetensors" in result.stdout
 
 
+@pytest.mark.slow
 def test_find_is_the_api(cli: Cli, tiny: Path, colours: Path) -> None:
     import torch
 
@@ -45,6 +46,7 @@ def test_find_is_the_api(cli: Cli, tiny: Path, colours: Path) -> None:
     assert found.notes == other.notes
 
 
+@pytest.mark.slow
 def test_what_is_not_found_says_so_loudly(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     import subspace_probe as sp
 
@@ -91,6 +93,7 @@ def test_capture_is_the_api(cli: Cli, tiny: Path, colours: Path) -> None:
         assert torch.equal(stored.at(site), acts.at(site))
 
 
+@pytest.mark.slow
 def test_steer_writes_a_report(cli: Cli, tiny: Path, colours: Path) -> None:
     import subspace_probe as sp
 
@@ -141,6 +144,7 @@ def test_positions_of_the_template(cli: Cli, make_model: Callable[..., Path], co
     assert str(sp.Subspace.load("direction.safetensors").where) == "t_inst"
 
 
+@pytest.mark.slow
 def test_columns_of_another_file(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     import subspace_probe as sp
 

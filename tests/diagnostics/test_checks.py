@@ -111,6 +111,7 @@ def test_without_what_it_needs_a_check_is_not_tested_and_says_why(chat, refusal)
         assert "refit" in finding.note or "neutral" in finding.note
 
 
+@pytest.mark.slow
 def test_ablation_is_audited_too(chat, refusal) -> None:
     import subspace_probe as sp
 

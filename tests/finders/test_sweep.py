@@ -44,6 +44,7 @@ def test_the_best_of_many_sites_without_signal_is_not_found() -> None:
     assert sum(s.subspace.notes["validation_auroc"] for s in sweeps) / len(sweeps) > 0.55
 
 
+@pytest.mark.slow
 def test_test_prompts_do_not_touch_the_choice() -> None:
     """Rows of the test part are replaced by noise: the direction and the site stay bit for bit the same."""
     from dataclasses import replace
@@ -102,6 +103,7 @@ def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) 
     assert naive == 20  # control: rows counted as independent find it every time
 
 
+@pytest.mark.slow
 def test_positions_and_finders_are_ranked_in_one_table() -> None:
     """The signal is at one position and site only; both finders see it there, and what is chosen is best of all."""
     from dataclasses import replace
@@ -129,6 +131,7 @@ def test_positions_and_finders_are_ranked_in_one_table() -> None:
         find([], MeanDifference())
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_store_is_that_over_memory(tmp_path) -> None:
     from subspace_probe.finders.mean_difference import MeanDifference
     from subspace_probe.finders.sweep import find

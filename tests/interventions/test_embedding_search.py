@@ -1,5 +1,6 @@
 """Embedding search: the ball it stays in, the loss it reports, and the tokens it says are near."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,8 @@ def half_space(margin: float) -> "HalfSpace":
 def scores(embedded: torch.Tensor, target: "HalfSpace") -> torch.Tensor:
     """By Hugging Face alone, from embeddings."""
     with torch.no_grad():
-        hidden = tiny("llama")(inputs_embeds=embedded, output_hidden_states=True).hidden_states[2][:, -1]
+        # on a copy: Transformers leaves its hooks behind
+        hidden = deepcopy(tiny("llama"))(inputs_embeds=embedded, output_hidden_states=True).hidden_states[2][:, -1]
     return hidden @ target.normal + target.bias
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ def by_hand(hf: Any, ids: torch.Tensor, target: "HalfSpace") -> torch.Tensor:
     """The hinge at the last token, by Hugging Face alone; ids without padding."""
     assert target.site is not None
     with torch.no_grad():
-        hidden = hf(ids, output_hidden_states=True).hidden_states[target.site.layer + 1][:, -1]
+        # on a copy: Transformers leaves its hooks behind
+        hidden = deepcopy(hf)(ids, output_hidden_states=True).hidden_states[target.site.layer + 1][:, -1]
     return (target.margin - (hidden @ target.normal.to(hidden) + target.bias)).clamp(min=0)
 
 
@@ -121,7 +123,7 @@ def test_gradients_are_those_of_plain_autograd() -> None:
     model, hf, target = wrapped("llama"), tiny("llama"), half_space(1)
     evaluation = evaluated(model, [text(7, 3)], target, [sp.at(2), sp.at(4)])
     embedded = hf.get_input_embeddings()(evaluation.batch.ids).detach().requires_grad_()
-    hidden = hf(inputs_embeds=embedded, output_hidden_states=True).hidden_states[2][:, -1]
+    hidden = deepcopy(hf)(inputs_embeds=embedded, output_hidden_states=True).hidden_states[2][:, -1]
     (own,) = torch.autograd.grad((target.margin - target.score(hidden)).sum(), embedded)
     torch.testing.assert_close(evaluation.gradients_of([0], evaluation.given())[1], own[:, [2, 4]])
 

@@ -274,6 +274,7 @@ def test_names_that_transformer_lens_would_look_up_on_the_hub_are_only_names(cap
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_transformer_lens_is_imported_with_the_first_model_only() -> None:
     code = "import sys, subspace_probe.models.lens; sys.exit('transformer_lens' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -305,6 +305,7 @@ def passes(tmp_path: Path, **parts: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_python_and_torch_are_unpatched_until_the_user_imports_nnsight_who_then_gets_all_of_it(tmp_path: Path) -> None:
     before = """
 import sys, warnings
@@ -322,6 +323,7 @@ assert not any(type(finder).__module__.startswith("subspace_probe") for finder i
     passes(tmp_path, before=before, after=after + MINE + SAME)
 
 
+@pytest.mark.slow
 def test_who_imported_nnsight_first_keeps_all_of_it(tmp_path: Path) -> None:
     kept = "assert hasattr(1, 'save') and torch.Tensor.backward is backward\n"
     kept += "assert '__nnsight__' in vars(tiny('llama').model.layers[1])\n"

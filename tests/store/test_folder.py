@@ -123,7 +123,12 @@ class Shift:
 
     by: float
     subspace: Any
-    where: Any = None
+
+    @property
+    def where(self) -> Any:
+        from subspace_probe.core.tokens import ALL
+
+        return ALL
 
     def edits(self, n_layers: int) -> Any:
         from subspace_probe.core.sites import Site

@@ -108,6 +108,7 @@ def test_a_model_without_a_template_or_without_words_is_refused(chat) -> None:
         study.run(chat.named("my-model"), study.Config())
 
 
+@pytest.mark.slow
 def test_a_model_that_always_complies_has_no_refusal_to_find() -> None:
     import subspace_probe as sp
     from subspace_probe.core.errors import ConfigError
