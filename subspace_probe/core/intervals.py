@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
@@ -68,3 +69,9 @@ def range_of(draws: Tensor, of: str) -> Interval:
     out = max(1, int(0.025 * (n + 1)))
     level = max(0.0, (n + 1 - 2 * out) / (n + 1)) if n < 39 else 0.95
     return Interval(float(values[out - 1]), float(values[n - out]), level, of=of)
+
+
+def shares(change: Float[Tensor, "... n"], gap: Float[Tensor, " n"]) -> Float[Tensor, "... n"]:
+    """Per-prompt values whose mean is the ratio of means, change over gap; their spread is its own to first order."""
+    ratio = change.mean(-1, keepdim=True) / gap.mean()
+    return ratio + (change - ratio * gap) / gap.mean()

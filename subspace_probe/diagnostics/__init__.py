@@ -11,6 +11,13 @@ CHECKS = Registry(
         "stability": "subspace_probe.diagnostics.stability:Stability",
         "dose_response": "subspace_probe.diagnostics.dose_response:DoseResponse",
         "specificity": "subspace_probe.diagnostics.specificity:Specificity",
+        "exchange": "subspace_probe.diagnostics.exchange:Exchange",
+        "containment": "subspace_probe.diagnostics.containment:Containment",
+        "reader_split": "subspace_probe.diagnostics.reader_split:ReaderSplit",
+        "dormancy": "subspace_probe.diagnostics.dormancy:Dormancy",
+        "clamp": "subspace_probe.diagnostics.clamp:Clamp",
+        "readable": "subspace_probe.diagnostics.readable:Readable",
+        "elsewhere": "subspace_probe.diagnostics.elsewhere:Elsewhere",
     },
     group="subspace_probe.checks",
 )

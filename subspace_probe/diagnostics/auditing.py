@@ -1,20 +1,27 @@
 """Every check that applies to an intervention, in shared passes."""
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import SiteError
+from subspace_probe.core.errors import DataError, PositionError, SiteError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
-from subspace_probe.diagnostics.cases import Case, CaseCheck, subspace_of
+from subspace_probe.diagnostics.budgets import FEW, QUICK, Plan, planned
+from subspace_probe.diagnostics.cases import Case, CaseCheck, Prompts, place_of, subspace_of
+from subspace_probe.diagnostics.natural import Natural
+from subspace_probe.diagnostics.panels import tables_of
+from subspace_probe.diagnostics.verdicts import verdict_lines
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.metrics import metric_for, name_of
 from subspace_probe.models.hooked import HookedModel
@@ -44,23 +51,35 @@ def audit(
     refit: tuple[Finder, Contrast | Activations] | None = None,
     neutral: Contrast | None = None,
     checks: Sequence[str | CaseCheck] | None = None,
+    natural: Contrast | None = None,
+    rerouted: Contrast | None = None,
+    budget: float | Literal["quick"] | None = None,
+    pairs: int = 64,
     margin: float | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Report:
-    """Run the checks that separate a real effect from one that any direction would have.
+    """Run the checks that separate a mechanism from an illusion, and a real effect from one any direction has.
 
     Args:
         refit: the finder and what it was fitted on, for checks that find the subspace again (label permutation,
             stability). Without it they are reported as not tested.
         neutral: prompts whose behaviour should not change, for the specificity check.
         checks: names from `CHECKS`, or checks with settings of their own; default all.
+        natural: minimal pairs between which the variable differs (label 0 or 1), for the checks on mechanism. Default:
+            the contrast, or what the subspace was found on, where these have pairs; better neither, but held out.
+        rerouted: prompts (label 0), each paired with the one that replaces it to move its states (label 1).
+        budget: at most so many times the cost of the measurement (the prompts without and with the intervention);
+            "quick" is 20. What it left out is named in the report. Costs are estimates, in prompts run.
+        pairs: at most so many natural pairs.
         margin: half-width of "no effect" in units of the metric. Default: a tenth of the clean gap between the
             classes, or of the metric's standard deviation where the prompts are of one class.
         seed: of every draw.
 
     Returns:
-        A report with findings `control.*` and the table `questions`, one row a finding.
+        A report with the verdicts `control` (does the intervention control the behaviour, specifically and reliably?)
+        and `mechanism` (is the subspace what the model itself uses?), the findings they rest on, and the tables
+        `questions`, one row a finding, `cost`, and the data of the figures.
     """
     return examine(
         model,
@@ -70,6 +89,10 @@ def audit(
         refit=refit,
         neutral=neutral,
         checks=checks,
+        natural=natural,
+        rerouted=rerouted,
+        budget=budget,
+        pairs=pairs,
         margin=margin,
         seed=seed,
         progress=progress,
@@ -85,6 +108,10 @@ def examine(
     refit: tuple[Finder, Contrast | Activations] | None = None,
     neutral: Contrast | None = None,
     checks: Sequence[str | CaseCheck] | None = None,
+    natural: Contrast | None = None,
+    rerouted: Contrast | None = None,
+    budget: float | Literal["quick"] | None = None,
+    pairs: int = 64,
     margin: float | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -92,36 +119,94 @@ def examine(
     """`audit`, with the metric of every prompt under every condition, for studies that report more of it."""
     name, judge = name_of(metric), metric_for(metric, model)
     finder, acts = _refit(model, intervention, refit)
-    case = Case(model, intervention, contrast, judge, name, 0.0, finder, acts, neutral, seed)
+    limit = QUICK if budget == "quick" else budget
+    case = Case(model, intervention, contrast, judge, name, 0.0, finder, acts, neutral, rerouted=rerouted, seed=seed)
     asked = CHECKS.names() if checks is None else checks
     chosen: list[CaseCheck] = [CHECKS.load(check)() if isinstance(check, str) else check for check in asked]
-    reasons = {check.name: check.missing(case) for check in chosen}
-    plans: dict[str, Sequence[Condition]] = {
-        check.name: check.conditions(case) for check in chosen if not reasons[check.name]
-    }
-    planned = [None, intervention, *(condition for plan in plans.values() for condition in plan)]
-    ran = outcomes(model, contrast.prompts, planned, [judge], progress=progress, name="audit")[0]
-    own = _margin(ran[0], contrast) if margin is None else margin
-    case = replace(case, clean=ran[0], edited=ran[1], margin=own)
-    values = dict(zip(plans, ran[2:].split([len(plan) for plan in plans.values()]), strict=True))
-    findings: list[Finding] = []
-    rows: list[dict[str, str]] = []
-    for check in chosen:
-        if reasons[check.name]:
-            found: Sequence[Finding] = [case.untested(check.name, check.question, reasons[check.name])]
+    if any(check.on == "natural" or check.line == "mechanism" for check in chosen):
+        case = _with_natural(case, natural or _paired(contrast, refit), pairs if limit is None else min(pairs, FEW))
+    plan = planned(case, chosen, limit)
+    if progress:
+        print(plan.announced(), file=sys.stderr)
+    started = time.perf_counter()
+    ran = _run(case, plan, progress)
+    own = _margin(ran["contrast"][0], contrast) if margin is None else margin
+    case = replace(case, clean=ran["contrast"][0], edited=ran["contrast"][1], margin=own)
+    shared = time.perf_counter() - started
+    values, findings, rows = dict[str, Tensor](), list[Finding](), list[dict[str, str]]()
+    used = {"contrast": 2, "natural": 0}
+    seconds: dict[str, float] = {}
+    for item in plan.items:
+        check, started = item.check, time.perf_counter()
+        if item.reason:
+            found: Sequence[Finding] = [case.untested(check, item.reason)]
         else:
+            first = used[check.on]
+            used[check.on] = first + len(item.conditions)
+            values[check.name] = ran[check.on][first : used[check.on]]
             found = check.read(case, values[check.name])
+        seconds[check.name] = time.perf_counter() - started
         findings += found
-        rows += [
-            {"check": f.name, "question": check.question, "answer": f.note or f.claim, "verdict": f.verdict}
-            for f in found
-        ]
-    config = {"intervention": repr(intervention), "metric": name, "margin": own, "conditions": len(planned)}
+        rows += [_row(f, check.question) for f in found]
+    lines = verdict_lines(findings)
+    rows = [_row(line, "The verdict") for line in lines] + rows
+    config = {"intervention": repr(intervention), "metric": name, "margin": own, "budget": limit or 0.0}
     provenance = Provenance.now(
         model=model.spec.name, fingerprint=model.fingerprint, data=contrast.name, config=config, seed=seed
     )
-    tables = {"questions": Table.of(rows, "what each check asked and found")}
-    return Examination(case, Report("audit", tuple(findings), tables, provenance), values)
+    tables = {
+        "questions": Table.of(rows, "what each check asked and found"),
+        "cost": plan.table(shared, seconds),
+    }
+    report = Report("audit", (*lines, *findings), tables | tables_of(case, values), provenance)
+    return Examination(case, report, values)
+
+
+def _row(finding: Finding, question: str) -> dict[str, str]:
+    answer = finding.note or finding.claim
+    return {"check": finding.name, "question": question, "answer": answer, "verdict": finding.verdict}
+
+
+def _run(case: Case, plan: Plan, progress: bool) -> dict[Prompts, Float[Tensor, "condition n"]]:
+    """All conditions of all checks, in one set of shared passes for each set of prompts."""
+    ran: dict[Prompts, Tensor] = {}
+    sets: list[tuple[Prompts, Contrast, list[Condition]]] = [("contrast", case.contrast, [None, case.intervention])]
+    if case.natural is not None:
+        sets.append(("natural", case.natural.prompts, []))
+    for on, prompts, own in sets:
+        every = [*own, *(condition for item in plan.items if item.check.on == on for condition in item.conditions)]
+        if every:
+            ran[on] = outcomes(
+                case.model, prompts.prompts, every, [case.metric], progress=progress, name=f"audit ({on})"
+            )[0]
+        else:
+            ran[on] = torch.empty(0, len(prompts), dtype=torch.float64)
+    return ran
+
+
+def _with_natural(case: Case, contrast: Contrast | None, pairs: int) -> Case:
+    """The case with its natural pairs, or with the reason why it has none."""
+    if contrast is None or case.whole:
+        return replace(case, no_natural=case.whole or case.no_natural)
+    try:
+        site, where = place_of(case.model, case.intervention)
+        return replace(case, natural=Natural(case.model, contrast, site, where, case.metric, pairs=pairs))
+    except (DataError, PositionError, SiteError) as error:
+        return replace(case, no_natural=str(error))
+
+
+def _paired(contrast: Contrast, refit: tuple[Finder, Contrast | Activations] | None) -> Contrast | None:
+    """Pairs of both labels among what audit was given: the prompts under audit, or those the subspace was found on."""
+    given = [contrast]
+    if refit is not None:
+        given.append(refit[1].contrast if isinstance(refit[1], Activations) else refit[1])
+    for prompts in given:
+        labels: dict[int, set[int]] = {}
+        for pair, label in zip(prompts.pairs, prompts.labels, strict=True):
+            labels.setdefault(pair, set()).add(label)
+        if sum(len(found) == 2 for found in labels.values()) >= 2:
+            return prompts
+    return None
 
 
 def _refit(

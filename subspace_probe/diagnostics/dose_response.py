@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of, range_of
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.interventions.steer import Steer
@@ -18,7 +18,7 @@ from subspace_probe.interventions.steer import Steer
 
 @final
 @dataclass(frozen=True)
-class DoseResponse:
+class DoseResponse(CaseCheck):
     """The effect of a small dose, and whether the effect grows with the dose up to the full one.
 
     Estimate: the mean effect at half the strength. Null: the same for random directions. Supported where it goes the

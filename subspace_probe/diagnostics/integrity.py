@@ -13,7 +13,7 @@ from subspace_probe.core.protocols import Intervention, Part
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.interventions.conditions import Condition
 
 
@@ -48,7 +48,7 @@ class _Nothing:
 
 @final
 @dataclass(frozen=True)
-class Integrity:
+class Integrity(CaseCheck):
     """Writing back the value just read changes nothing; the edit moves what it selects, and nothing else.
 
     Estimate: the largest change of the metric under a write of the very value read; 0 up to rounding. Refuted too where

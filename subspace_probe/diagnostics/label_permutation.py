@@ -12,7 +12,7 @@ from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import range_of
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 
@@ -29,7 +29,7 @@ def permuted_fits(finder: Finder, acts: Activations, like: Subspace, *, draws: i
 
 @final
 @dataclass(frozen=True)
-class LabelPermutation:
+class LabelPermutation(CaseCheck):
     """The same finder on the same activations under permuted labels, used in the same way.
 
     Null: the mean effect of `draws` such directions, each with its own natural step, which is what the pipeline would
@@ -44,7 +44,9 @@ class LabelPermutation:
 
     def missing(self, case: Case) -> str:
         """Needs the finder and what it was fitted on."""
-        return "" if case.finder and case.acts else "audit was not told how the subspace was found (refit=...)."
+        if case.whole or (case.finder and case.acts):
+            return case.whole
+        return "audit was not told how the subspace was found (refit=...)."
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """One condition a draw."""

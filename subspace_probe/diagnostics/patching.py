@@ -11,7 +11,7 @@ from torch import Tensor
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Finding, Interval
-from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.intervals import mean_of, range_of, shares
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.reports import Provenance, Report, Table, number
 from subspace_probe.core.sites import SitesLike
@@ -86,12 +86,12 @@ def measure_patch(
             f"{name} is the same for both sides ({number(float(wholly.mean()))}), so there is nothing to restore. "
             "Choose a metric that tells them apart, such as logit_difference with the two answers."
         )
-    shares = _shares(values[1:] - values[0], gap)
+    restored = shares(values[1:] - values[0], gap)
     means = {"source": wholly, "base": values[0], "patched": values[1]}
     findings = [_mean(f"{name}.{part}", name, part, given, base, seed) for part, given in means.items()]
-    null = range_of(shares[1:].mean(1), of) if controls else None
-    findings.append(_restored(shares[0], null, of, gap, base, margin=margin, seed=seed))
-    tables = {"effects": _effects(base, means, name), "nulls": _nulls(findings[-1].estimate, shares[1:].mean(1), of)}
+    null = range_of(restored[1:].mean(1), of) if controls else None
+    findings.append(_restored(restored[0], null, of, gap, base, margin=margin, seed=seed))
+    tables = {"effects": _effects(base, means, name), "nulls": _nulls(findings[-1].estimate, restored[1:].mean(1), of)}
     config = {"patch": repr(patch), "metric": name, "mode": mode, "draws": draws, "margin": margin}
     provenance = Provenance.now(
         model=model.spec.name, fingerprint=model.fingerprint, data=contrast.name, config=config, seed=seed
@@ -118,12 +118,6 @@ def _controls(model: HookedModel, patch: Patch, base: Contrast, draws: int, seed
     for s in range(seed, seed + min(draws, ways)):
         found.append(replace(patch, source=Source.resampled(own, seed=s)))
     return found, f"states of other prompts of the same side, {len(found)} draws"
-
-
-def _shares(change: Tensor, gap: Tensor) -> Tensor:
-    """Per-prompt values whose mean is the ratio of means, and whose spread is its own to first order."""
-    ratio = change.mean(-1, keepdim=True) / gap.mean()
-    return ratio + (change - ratio * gap) / gap.mean()
 
 
 def _mean(name: str, metric: str, part: str, values: Tensor, base: Contrast, seed: int) -> Finding:

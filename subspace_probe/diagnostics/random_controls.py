@@ -10,7 +10,7 @@ from torch import Tensor
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import range_of
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.linalg.bases import random_subspace
 
@@ -23,7 +23,7 @@ def random_like(subspace: Subspace, *, seed: int) -> Subspace:
 
 @final
 @dataclass(frozen=True)
-class RandomControls:
+class RandomControls(CaseCheck):
     """The same intervention along random subspaces of the same rank and step.
 
     Null: the mean effect of `draws` of them. A real direction lies outside; an intervention that merely disturbs the
@@ -36,8 +36,8 @@ class RandomControls:
     draws: int = 100
 
     def missing(self, case: Case) -> str:
-        """Applies to every intervention."""
-        return ""
+        """Needs a subspace."""
+        return case.whole
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """One condition a draw."""

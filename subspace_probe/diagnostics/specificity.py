@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of, range_of
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition, condition_logits
 from subspace_probe.metrics.answers import Accuracy
@@ -24,7 +24,7 @@ PUBLISHED_KL = 0.1
 
 @final
 @dataclass(frozen=True)
-class Specificity:
+class Specificity(CaseCheck):
     """Harm done elsewhere, on prompts that have nothing to do with the behaviour.
 
     KL from clean to edited next-token distributions (nats), with random directions of the same length as reference, and
@@ -39,11 +39,15 @@ class Specificity:
 
     def missing(self, case: Case) -> str:
         """Needs neutral prompts."""
-        return "" if case.neutral is not None else "audit was given no neutral prompts (neutral=...)."
+        return case.whole if case.neutral is not None else "audit was given no neutral prompts (neutral=...)."
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """Runs on its own prompts."""
         return []
+
+    def passes(self, case: Case) -> int:
+        """Its own prompts, under every condition."""
+        return 0 if case.neutral is None else len(case.neutral) * (self.draws + 2)
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """KL and accuracy on the neutral prompts."""

@@ -14,7 +14,7 @@ from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.intervals import range_of
 from subspace_probe.core.protocols import Finder
 from subspace_probe.core.sites import Site
-from subspace_probe.diagnostics.cases import Case
+from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.finders.permuting import quick, shuffled
 from subspace_probe.interventions.conditions import Condition
 
@@ -45,7 +45,7 @@ def split_half_overlaps(
 
 @final
 @dataclass(frozen=True)
-class Stability:
+class Stability(CaseCheck):
     """Cosine between directions (overlap between subspaces) found on two halves of the data.
 
     Null: the same under permuted labels. Expected near 1 for a direction that the data determine. Cannot see whether
@@ -59,7 +59,9 @@ class Stability:
 
     def missing(self, case: Case) -> str:
         """Needs the finder and what it was fitted on."""
-        return "" if case.finder and case.acts else "audit was not told how the subspace was found (refit=...)."
+        if case.whole or (case.finder and case.acts):
+            return case.whole
+        return "audit was not told how the subspace was found (refit=...)."
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """Needs no pass."""

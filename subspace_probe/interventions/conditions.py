@@ -79,33 +79,54 @@ def _map(
             model.check(condition)
     taken = model.standing_sites
     maps = [_hoisted(condition.edits(n_layers), n_layers, taken) if condition else {} for condition in conditions]
-    needs = frozenset[tuple[Site, Where]]().union(*(needs_of(edit) for edits in maps for edit in edits.values()))
-    touched = {site for edits in maps for site in edits} | {site for site, _ in needs} | model.standing_needs
-    lowest = min((site.layer for site in touched), default=n_layers - 1)
-    wheres = {condition.where for condition in conditions if condition} | {where for _, where in needs}
     batch = model.tokens(prompts)
     require_scopes(batch, [condition for condition in conditions if condition])
     order = sorted(range(batch.size), key=lambda row: int(batch.lengths[row]))
     out = torch.full(shape, float("nan"), dtype=torch.float64)
     bar: Callable[..., Any] = tqdm
     with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
-        for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
-            part = batch.rows(rows)
-            prefix = model.prefix(part, lowest, column=_first_column(part, wheres))
-            rerun = prefix.hidden.shape[0] * prefix.hidden.shape[1]
-            # kept keys and values are copied for every condition, so they bound a pass as well
-            per_pass = max(1, min(batch_tokens // rerun, 8 * batch_tokens // part.ids.numel()))
-            for start in range(0, len(maps), per_pass):
-                some = maps[start : start + per_pass]
-                stacked = prefix.repeat(len(some))
-                writes = _stack(some, prefix.batch)
-                logits = model.run(stacked.batch, writes=writes, prefix=stacked, logits_to_keep=1).logits
-                if logits is None:
-                    raise RuntimeError("a pass that was not stopped gave no logits")
-                for copy, values in enumerate(logits[:, -1].float().cpu().split(len(rows))):
-                    out[:, start + copy, rows] = reduce(values, rows).to(out.dtype)
-                shown.update(len(rows) * len(some))
+        for layer, wheres, members in _alike(model, conditions, maps):
+            for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
+                part = batch.rows(rows)
+                prefix = model.prefix(part, layer, column=_first_column(part, wheres))
+                rerun = prefix.hidden.shape[0] * prefix.hidden.shape[1]
+                # kept keys and values are copied for every condition, so they bound a pass as well
+                per_pass = max(1, min(batch_tokens // rerun, 8 * batch_tokens // part.ids.numel()))
+                for start in range(0, len(members), per_pass):
+                    some = members[start : start + per_pass]
+                    stacked = prefix.repeat(len(some))
+                    writes = _stack([maps[i] for i in some], prefix.batch)
+                    logits = model.run(stacked.batch, writes=writes, prefix=stacked, logits_to_keep=1).logits
+                    if logits is None:
+                        raise RuntimeError("a pass that was not stopped gave no logits")
+                    for copy, values in zip(some, logits[:, -1].float().cpu().split(len(rows)), strict=True):
+                        out[:, copy, rows] = reduce(values, rows).to(out.dtype)
+                    shown.update(len(rows) * len(some))
     return out
+
+
+def _alike(
+    model: HookedModel, conditions: Sequence[Condition], maps: Sequence[EditMap]
+) -> list[tuple[int, frozenset[Where], list[int]]]:
+    """Conditions that begin at the same layer and tokens, so that those that begin late share a late prefix.
+
+    Clean runs, which may begin anywhere, go with those that begin last.
+    """
+    found: dict[tuple[int, frozenset[Where]], list[int]] = {}
+    clean: list[int] = []
+    for i, (condition, edits) in enumerate(zip(conditions, maps, strict=True)):
+        if condition is None:
+            clean.append(i)
+            continue
+        needs = frozenset[tuple[Site, Where]]().union(*(needs_of(edit) for edit in edits.values()))
+        touched = {*edits, *(site for site, _ in needs)} | model.standing_needs
+        lowest = min((site.layer for site in touched), default=model.spec.n_layers - 1)
+        wheres = frozenset({condition.where, *(where for _, where in needs)})
+        found.setdefault((lowest, wheres), []).append(i)
+    if clean:
+        latest = max(found, key=lambda key: key[0], default=(model.spec.n_layers - 1, frozenset[Where]()))
+        found.setdefault(latest, []).extend(clean)
+    return [(layer, wheres, members) for (layer, wheres), members in found.items()]
 
 
 def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:

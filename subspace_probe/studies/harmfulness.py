@@ -272,7 +272,7 @@ def _trials(
     harm, refusal = steers
     asked, plain, harmful = data.asked_harmless, data.plain_harmless, data.plain_harmful
     options: dict[str, Any] = {"draws": config.draws, "seed": config.seed, "progress": progress}
-    few = {**options, "draws": min(20, config.draws)}
+    few = {**options, "draws": min(40, config.draws)}
     ablate = Ablate(refusal.subspace)
     return {
         "harmfulness.judged harmful": trial_of(exams["harmfulness"]),

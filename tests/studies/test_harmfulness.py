@@ -91,7 +91,7 @@ def test_the_report_survives_json_and_draws_every_figure(chat_report: "Report") 
 
     again = sp.Report.from_json(chat_report.to_json())
     assert again.findings == chat_report.findings
-    assert set(sp.figures.draw(again)) == set(FIGURES)
+    assert set(sp.figures.draw(again)) == set(FIGURES) - {"ladder", "patch_sweep"}  # of other reports
 
 
 def test_a_model_without_a_template_or_without_words_is_refused(chat) -> None:

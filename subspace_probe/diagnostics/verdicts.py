@@ -1,0 +1,97 @@
+"""The two lines an audit ends in. Rules over the checks' own verdicts: margins belong to the checks, not here.
+
+*Control*: does the intervention control the behaviour, specifically and reliably? *Mechanism*: is the subspace what
+the model itself uses? Either can hold without the other, and no number sums them up.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from subspace_probe.core.findings import Finding, Verdict
+
+NULLS = ("control.random", "control.first_order")
+"""Either shows an effect beyond that of random directions; the first is preferred."""
+REFUTE_CONTROL = ("control.integrity", "control.permutation", "control.matched", "control.specificity.kl",
+                  "control.specificity.accuracy", "control.generalisation")  # fmt: skip
+"""Refuted, one of these says that the behaviour is not controlled, or not by this, or not by this alone."""
+KINDS = ("mechanism.reader_split", "mechanism.dormancy", "mechanism.clamp")
+"""Two of these refuted refute a mechanism; one alone is seen in faithful subspaces as well (dormancy in a quarter)."""
+
+
+def verdict_lines(findings: Sequence[Finding]) -> tuple[Finding, Finding]:
+    """The lines `control` and `mechanism`, from the findings of the checks."""
+    by_name = {finding.name: finding for finding in findings}
+    return _control(by_name), _mechanism(by_name)
+
+
+def _control(found: Mapping[str, Finding]) -> Finding:
+    claim = "the intervention controls the behaviour, specifically and reliably"
+    main = next((found[name] for name in NULLS if name in found and found[name].verdict != "not tested"), None)
+    against = [found[name] for name in REFUTE_CONTROL if name in found and found[name].verdict == "refuted"]
+    if main is None:
+        return Finding(
+            "control", claim, float("nan"), verdict="not tested", note="no null of random directions was run"
+        )
+    line = replace(main, name="control", claim=claim, note="")
+    if main.verdict == "refuted":
+        return replace(line, verdict="refuted", note=f"no effect: {_say(main)}")
+    if against:
+        return replace(line, verdict="refuted", note="; ".join(map(_say, against)))
+    if main.verdict == "supported":
+        untested = [name for name in REFUTE_CONTROL if name not in found or found[name].verdict == "not tested"]
+        left = f"; not tested: {', '.join(name.partition('.')[2] for name in untested)}" if untested else ""
+        return replace(line, verdict="supported", note=f"beyond random directions, and nothing refutes it{left}")
+    return replace(line, verdict=main.verdict, note=_say(main))
+
+
+def _mechanism(found: Mapping[str, Finding]) -> Finding:
+    claim = "the subspace is what the model itself uses for this behaviour"
+    use, containment = found.get("mechanism.exchange"), found.get("mechanism.containment")
+    if use is None or use.verdict == "not tested":
+        reason = "the exchange within the subspace was not run" if use is None else use.note
+        return Finding("mechanism", claim, float("nan"), verdict="not tested", note=reason)
+    verdict, note = _rule(found, use, containment)
+    return replace(use, name="mechanism", claim=claim, verdict=verdict, note=note)
+
+
+def _rule(found: Mapping[str, Finding], use: Finding, containment: Finding | None) -> tuple[Verdict, str]:
+    if use.verdict == "refuted":
+        return _unused(found, use)
+    if containment is None or containment.verdict == "not tested":
+        return "not tested", "the whole component was not exchanged, so nothing bounds what a part of it may do"
+    if containment.verdict == "refuted":
+        kinds = [name for name in KINDS if name in found and found[name].verdict == "refuted"]
+        if "mechanism.dormancy" in kinds:
+            kind = "; the part that acts is dormant: the model does not vary it by itself"
+        elif kinds:
+            kind = f"; so does {', '.join(name.partition('.')[2] for name in kinds)}"
+        else:
+            kind = "; the rest of the state opposes it (cancellation), or it acts within the natural range"
+        return "refuted", f"{_say(containment)}{kind}"
+    against = [found[name] for name in KINDS if name in found and found[name].verdict == "refuted"]
+    if len(against) > 1:
+        return "refuted", "; ".join(map(_say, against))
+    trained = found.get("mechanism.trained_nulls")
+    if trained is not None and trained.verdict == "refuted":
+        return "inconclusive", _say(trained)
+    if use.verdict == "supported" and containment.verdict == "supported":
+        doubt = f"; doubt: {_say(against[0])}" if against else ""
+        return "supported", f"{_say(use)}; {_say(containment)}{doubt}"
+    first = containment if use.verdict == "supported" else use
+    return "inconclusive", _say(first)
+
+
+def _unused(found: Mapping[str, Finding], use: Finding) -> tuple[Verdict, str]:
+    """The second pattern: the variable is read there and nothing happens where it is exchanged."""
+    readable, elsewhere = found.get("mechanism.readable"), found.get("mechanism.elsewhere")
+    if readable is not None and elsewhere is not None:
+        if readable.verdict == "supported" and elsewhere.verdict == "supported":
+            return "refuted", f"readable, not used: {_say(readable)}; {_say(use)}; {_say(elsewhere)}"
+        if elsewhere.verdict != "supported":
+            return "inconclusive", f"{_say(use)}, but so does every exchange that was tried: {_say(elsewhere)}"
+        return "inconclusive", f"{_say(use)}, and the variable is not read there either: {_say(readable)}"
+    return "inconclusive", f"{_say(use)}; whether the variable is readable there was not tested"
+
+
+def _say(finding: Finding) -> str:
+    return finding.note or finding.claim
