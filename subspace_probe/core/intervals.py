@@ -1,5 +1,9 @@
 """Intervals of the kinds that findings carry; by group, so that near-duplicates do not count as evidence."""
 
+# torch and scipy leave much untyped; everything here is annotated at its own edges.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 
 import torch

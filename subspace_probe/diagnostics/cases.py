@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, final
+from typing import ClassVar, Literal, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -129,6 +129,7 @@ class Case:
         return Finding(f"{check.line}.{check.name}", check.question, float("nan"), verdict="not tested", note=reason)
 
 
+@runtime_checkable
 class CaseCheck(Protocol):
     """One question about an intervention; to be inherited from.
 

@@ -63,9 +63,11 @@ class Containment(CaseCheck):
             f" of the difference; what contains it: {around} (illusions: an excess of .86 and more; faithful: < .35)"
         )
         claim = "the whole component does what the subspace does"
+        if flips[0].mean() < 0.5:
+            return [case.untested(self, f"the subspace has too little effect to be contained: {note}")]
         verdict = "inconclusive"
-        if interval.high < self.inflated or flips[0].mean() < 0.5:
-            verdict = "supported" if interval.high < self.excess else "inconclusive"
+        if interval.high < self.inflated:
+            verdict = "supported"
         elif estimate >= self.excess and interval.low > self.inflated:
             verdict = "refuted"
         found = Finding("mechanism.containment", claim, estimate, interval, None, len(pairs), note=note)

@@ -7,14 +7,9 @@ from typing import ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_probe.core.errors import DataError, PositionError
 from subspace_probe.core.findings import Finding
-from subspace_probe.core.sites import Site
-from subspace_probe.core.tokens import LAST, T_INST, Where
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Line, Prompts
-from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.interventions.conditions import Condition
-from subspace_probe.interventions.patch import Patch
 
 
 @final
@@ -43,12 +38,12 @@ class Elsewhere(CaseCheck):
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """Some layers, at each position."""
-        return [patch for *_, patch in self._places(case.pairs)]
+        return [patch for *_, patch in case.pairs.residual(self.layers)]
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """The best place, and the earliest that works."""
         pairs = case.pairs
-        places, shares = self._places(pairs), pairs.shares(values).mean(1)
+        places, shares = pairs.residual(self.layers), pairs.shares(values).mean(1)
         best = int(shares.argmax())
         estimate, interval = pairs.share_of(values[best], seed=case.seed)
         said: list[str] = []
@@ -64,16 +59,3 @@ class Elsewhere(CaseCheck):
         found = Finding("mechanism.elsewhere", claim, estimate, interval, None, len(pairs), note=note)
         works = interval.low > self.works / 2 and estimate >= self.works
         return [replace(found, verdict="supported" if works else "refuted")]
-
-    def _places(self, pairs: Natural) -> list[tuple[Site, Where, Patch]]:
-        n_layers = pairs.model.spec.n_layers
-        count = min(self.layers, n_layers)
-        layers = sorted({round(i * (n_layers - 1) / max(1, count - 1)) for i in range(count)})
-        wheres: list[Where] = [pairs.where, LAST] + ([T_INST] if pairs.model.chats else [])
-        found: list[tuple[Site, Where, Patch]] = []
-        for where in dict.fromkeys(wheres):
-            try:
-                found += [(Site(layer), where, pairs.exchanged(Site(layer), where)) for layer in layers]
-            except (DataError, PositionError):  # partners that do not match there, or prompts without such a token
-                continue
-        return found

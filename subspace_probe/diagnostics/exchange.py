@@ -13,8 +13,11 @@ from subspace_probe.diagnostics.cases import Case, CaseCheck, Line, Prompts
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.conditions import Condition
 
-NOTHING = 0.15
-"""Half-width, as a share of the partners' difference, of what counts as no effect."""
+NOTHING = 0.25
+"""Half-width, as a share of the partners' difference, of what counts as no effect: half of what would change an answer.
+
+Where a direction is certified as not used, exchanging it moves .00 to .07 of the difference; a reader such as LDA, which
+shares a component with what is used, up to .2; what is used moves .5 and more."""
 
 
 @final
@@ -27,7 +30,7 @@ class Exchange(CaseCheck):
     accuracy too: how many prompts come nearer to their partner's value. Null: random subspaces of the same rank.
 
     Supported: beyond the null, and at least half of the prompts change sides. Refuted: the interval lies within
-    `margin` of nothing; a p-value could not say so. Faithful subspaces reach .8 to 1.4; so do illusory ones, which is
+    `margin` of nothing, an equivalence that no p-value could show. Faithful subspaces reach .8 to 1.4; so do illusory ones, which is
     why this alone is no verdict. Applies to every intervention with a subspace. Cannot see whether the effect is made
     by the patch itself: see containment.
     """

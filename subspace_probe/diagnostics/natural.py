@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import DataError
+from subspace_probe.core.errors import DataError, PositionError
 from subspace_probe.core.findings import Interval
 from subspace_probe.core.intervals import mean_of, shares
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.sites import RESIDUAL, Site
 from subspace_probe.core.subspaces import Subspace
-from subspace_probe.core.tokens import PROMPT, Where
+from subspace_probe.core.tokens import LAST, PROMPT, T_INST, Where
 from subspace_probe.diagnostics.read_space import ReadSpace, path_read_space, weight_read_space
 from subspace_probe.interventions.conditions import outcomes
 from subspace_probe.interventions.gradients import metric_gradients
@@ -69,6 +69,7 @@ class Natural:
         self.model, self.where, self.metric = model, where, metric
         self.site = site.resolve(model.spec.n_layers)
         self.prompts = _joined(negative, positive)
+        self._residual = dict[int, Sequence[tuple[Site, Where, Patch]]]()
         self.labels: Int[Tensor, " n"] = torch.tensor(self.prompts.labels)
         acts = model.capture(self.prompts, sites=[self.site], where=where)
         self.prompt: Int[Tensor, " rows"] = acts.prompt.cpu()
@@ -129,23 +130,45 @@ class Natural:
         found = [(f"whole {site.short}", self.moved(self.difference))]
         stream = site if site.stream in RESIDUAL else Site(site.layer, "resid_post")
         if stream != site:
-            found.append((f"{stream.short} at {self.where}", self.exchanged(stream, self.where)))
+            found.append((f"{stream.short} at {self.where}", self.exchanged([stream], self.where)[0]))
         lengths = self.model.tokens(self.prompts.prompts).lengths
         half = len(lengths) // 2
         if bool((lengths[:half] == lengths[half:]).all()):
-            found.append((f"{stream.short} at all tokens", self.exchanged(stream, PROMPT)))
+            found.append((f"{stream.short} at all tokens", self.exchanged([stream], PROMPT)[0]))
         return found
 
-    def exchanged(self, site: Site, where: Where) -> Patch:
-        """Whole states of another site, or of other tokens, exchanged between the partners.
+    def exchanged(self, sites: Sequence[Site], where: Where) -> list[Patch]:
+        """Whole states of other sites, or of other tokens, exchanged between the partners; one patch a site.
 
         Raises:
             DataError: partners that differ in how many tokens they have there.
+            PositionError: prompts without such a token.
         """
-        acts = self.model.capture(self.prompts, sites=[site], where=where)
+        acts = self.model.capture(self.prompts, sites=list(sites), where=where)
         prompt = acts.prompt.cpu()
-        rows = acts.at(site).float().cpu()[partner_rows(prompt, len(self), where)]
-        return Patch(Source({site: rows}, prompt, where, len(self)), where)
+        rows = partner_rows(prompt, len(self), where)
+        return [
+            Patch(Source({site: acts.at(site).float().cpu()[rows]}, prompt, where, len(self)), where) for site in sites
+        ]
+
+    def residual(self, layers: int) -> Sequence[tuple[Site, Where, Patch]]:
+        """Whole residual states of some layers, at the site's tokens and at the last ones; as `exchanged`.
+
+        Positions at which partners do not match are left out.
+        """
+        if layers not in self._residual:
+            n_layers, found = self.model.spec.n_layers, list[tuple[Site, Where, Patch]]()
+            count = min(layers, n_layers)
+            sites = [Site(k) for k in sorted({round(i * (n_layers - 1) / max(1, count - 1)) for i in range(count)})]
+            wheres: list[Where] = [self.where, LAST] + ([T_INST] if self.model.chats else [])
+            for where in dict.fromkeys(wheres):
+                try:
+                    patches = self.exchanged(sites, where)
+                except (DataError, PositionError):
+                    continue
+                found += [(site, where, patch) for site, patch in zip(sites, patches, strict=True)]
+            self._residual[layers] = found
+        return self._residual[layers]
 
     def shares(self, values: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
         """Share of the difference between the partners that was brought about: 0 nothing, 1 all, more overshoots.

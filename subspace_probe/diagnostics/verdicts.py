@@ -57,28 +57,31 @@ def _mechanism(found: Mapping[str, Finding]) -> Finding:
 def _rule(found: Mapping[str, Finding], use: Finding, containment: Finding | None) -> tuple[Verdict, str]:
     if use.verdict == "refuted":
         return _unused(found, use)
-    if containment is None or containment.verdict == "not tested":
-        return "not tested", "the whole component was not exchanged, so nothing bounds what a part of it may do"
-    if containment.verdict == "refuted":
-        kinds = [name for name in KINDS if name in found and found[name].verdict == "refuted"]
-        if "mechanism.dormancy" in kinds:
-            kind = "; the part that acts is dormant: the model does not vary it by itself"
-        elif kinds:
-            kind = f"; so does {', '.join(name.partition('.')[2] for name in kinds)}"
-        else:
-            kind = "; the rest of the state opposes it (cancellation), or it acts within the natural range"
-        return "refuted", f"{_say(containment)}{kind}"
     against = [found[name] for name in KINDS if name in found and found[name].verdict == "refuted"]
+    if containment is not None and containment.verdict == "refuted":
+        return "refuted", f"{_say(containment)}; {_kind(against)}"
     if len(against) > 1:
         return "refuted", "; ".join(map(_say, against))
+    if use.verdict != "supported":
+        return "inconclusive", _say(use)
+    if containment is None or containment.verdict == "not tested":
+        return "not tested", "the whole component was not exchanged, so nothing bounds what a part of it may do"
     trained = found.get("mechanism.trained_nulls")
     if trained is not None and trained.verdict == "refuted":
         return "inconclusive", _say(trained)
-    if use.verdict == "supported" and containment.verdict == "supported":
-        doubt = f"; doubt: {_say(against[0])}" if against else ""
-        return "supported", f"{_say(use)}; {_say(containment)}{doubt}"
-    first = containment if use.verdict == "supported" else use
-    return "inconclusive", _say(first)
+    if containment.verdict != "supported":
+        return "inconclusive", f"inflated: {_say(containment)}"
+    doubt = f"; doubt: {_say(against[0])}" if against else ""
+    return "supported", f"{_say(use)}; {_say(containment)}{doubt}"
+
+
+def _kind(against: Sequence[Finding]) -> str:
+    """What kind of illusion it is, where containment has found one."""
+    if any(finding.name == "mechanism.dormancy" for finding in against):
+        return "what acts is dormant: the model does not vary it by itself"
+    if against:
+        return "; ".join(map(_say, against))
+    return "the rest of the state opposes it (cancellation), or it acts within the natural range"
 
 
 def _unused(found: Mapping[str, Finding], use: Finding) -> tuple[Verdict, str]:

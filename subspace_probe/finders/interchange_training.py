@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from subspace_probe.core.errors import SiteError
 from subspace_probe.finders.interchange import Interchange, cross_entropy, within
+from subspace_probe.linalg.illusions import linearised_optimum
 
 
 @final
@@ -87,11 +88,7 @@ def train(
 def linearised(
     task: Interchange, rank: int, *, labels: Int[Tensor, " n"] | None = None, seed: int
 ) -> Float[Tensor, "k d"]:
-    """The subspace whose exchange does most to first order.
-
-    Exchanging the components inside V changes an objective by (V D) . (V G), with D the difference of states and G its
-    gradient at the base; over all orthonormal V that is greatest at the top eigenvectors of the mean of
-    (D G^T + G D^T) / 2. Solved in the span of the D and G, so its cost does not grow with the cube of the width.
+    """The subspace whose exchange does most to first order, see `linearised_optimum`.
 
     Args:
         labels: the variable that is to be carried; the contrast's label by default.
@@ -121,14 +118,11 @@ def linearised(
             f"Nothing that is computed from {task.site.short} at {task.where} reaches the answer, so there is no "
             "subspace to find. Take an earlier layer, or the token where the answer is given (last)."
         )
-    frame = torch.linalg.qr(torch.cat([d, g]).T)[0].T  # rows that span all moves and gradients
-    inner = (frame @ d.T) @ (g @ frame.T)
-    vectors = torch.linalg.eigh((inner + inner.T) / 2)[1].flip(1)[:, :rank].T @ frame
-    return _completed(vectors, rank, seed).to(task.states.device, torch.float32)
+    return _completed(linearised_optimum(d, g, rank)[1], rank, seed).to(task.states.device, torch.float32)
 
 
 def _completed(vectors: Tensor, rank: int, seed: int) -> Tensor:
-    """Orthonormal rows; where there were fewer prompts than dimensions asked for, random ones make up the number."""
+    """Orthonormal rows; where fewer than were asked for do anything to first order, random ones make up the number."""
     drawn = torch.randn(rank - len(vectors), vectors.shape[1], generator=torch.Generator().manual_seed(seed))
     return torch.linalg.qr(torch.cat([vectors, drawn.to(vectors)]).T)[0].T
 
