@@ -17,7 +17,7 @@ from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
-from subspace_probe.diagnostics.budgets import FEW, QUICK, Plan, planned
+from subspace_probe.diagnostics.budgets import QUICK, Plan, few, planned
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Prompts, place_of, subspace_of
 from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.diagnostics.panels import tables_of
@@ -124,7 +124,7 @@ def examine(
     asked = CHECKS.names() if checks is None else checks
     chosen: list[CaseCheck] = [CHECKS.load(check)() if isinstance(check, str) else check for check in asked]
     if any(check.on == "natural" or check.line == "mechanism" for check in chosen):
-        case = _with_natural(case, natural or _paired(contrast, refit), pairs if limit is None else min(pairs, FEW))
+        case = _with_natural(case, natural or _paired(contrast, refit), pairs if limit is None else min(pairs, few(len(contrast))))
     plan = planned(case, chosen, limit)
     if progress:
         print(plan.announced(), file=sys.stderr)

@@ -10,8 +10,6 @@ from subspace_probe.interventions.conditions import Condition
 
 QUICK = 20.0
 """Times the cost of the measurement, for `budget="quick"`."""
-FEW = 16
-"""Natural pairs under a budget."""
 
 
 @final
@@ -74,6 +72,11 @@ class Plan:
 
 def _prompts(item: Item) -> int:
     return item.cost // len(item.conditions) if item.conditions else 0
+
+
+def few(prompts: int) -> int:
+    """Natural pairs under a budget, which counts in multiples of what `prompts` cost: a null takes forty of each."""
+    return max(4, min(16, prompts // 4))
 
 
 _LEFT = "left out for the budget"

@@ -23,7 +23,7 @@ class Containment(CaseCheck):
     own: a dormant pathway, or a part that the rest of the state opposes.
 
     Faithful: -.4 to +.05 in the residual stream, up to +.35 at MLPs; illusory: .86 and more (the published MLP of
-    GPT-2 small: 46 % of the margin against -8 %). Supported: the interval lies below `inflated`; refuted: the estimate
+    GPT-2 small: 46 % of the margin against -8 %). Supported: it lies below `inflated`, its interval below `excess`; refuted: the estimate
     reaches `excess`, and its interval does not include `inflated`. Between them the subspace is *inflated*: the
     component carries some of it. Applies to every intervention with a subspace. Cannot see an illusion where the
     component works as well, as in leaky pathways.
@@ -66,7 +66,7 @@ class Containment(CaseCheck):
         if flips[0].mean() < 0.5:
             return [case.untested(self, f"the subspace has too little effect to be contained: {note}")]
         verdict = "inconclusive"
-        if interval.high < self.inflated:
+        if estimate < self.inflated and interval.high < self.excess:
             verdict = "supported"
         elif estimate >= self.excess and interval.low > self.inflated:
             verdict = "refuted"

@@ -92,7 +92,7 @@ def fit(name: str, acts: Any, unit: Tensor, **settings: Any) -> Any:
 
 def test_recovers_a_planted_direction_with_its_sign(name: str) -> None:
     x, labels, unit = data(name, n=2000)
-    found = fit(name, activations(x, labels), unit)
+    found = fit(name, activations(x, labels), unit, null_draws=39)
     assert torch.dot(found.unit.double(), unit.double()) > 0.95
     assert found.found
 
@@ -101,7 +101,7 @@ def test_the_planted_check_can_fail(name: str) -> None:
     """Control: with the labels shuffled (pairs with them) the planted direction is not recovered."""
     x, labels, unit = data(name, n=2000)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    found = fit(name, activations(x[order], labels), unit)
+    found = fit(name, activations(x[order], labels), unit, null_draws=39)
     assert not found.found or abs(torch.dot(found.unit.double(), unit.double())) < 0.8
 
 
@@ -109,7 +109,7 @@ def test_the_planted_check_can_fail(name: str) -> None:
 def test_says_not_found_on_data_without_signal(name: str) -> None:
     outcomes = []
     for seed in range(20):
-        x, labels, unit = data(name, gap=0.0, seed=seed)
+        x, labels, unit = data(name, n=200, gap=0.0, seed=seed)
         outcomes.append(fit(name, activations(x, labels), unit, null_draws=19).found)
     assert sum(outcomes) <= 4  # 5 % of 20 expected; 5 or more has probability 0.003
 
@@ -164,7 +164,7 @@ def test_names_rows_that_are_not_finite(name: str) -> None:
     x, labels, unit = data(name)
     x[17, 3] = float("nan")
     with pytest.raises(ShapeError, match=r"L0\.resid_post are not finite in 1 rows \(17\)"):
-        fit(name, activations(x, labels), unit)
+        fit(name, activations(x, labels), unit, null_draws=0)
 
 
 def test_a_missing_class_is_an_error(name: str) -> None:
@@ -172,4 +172,4 @@ def test_a_missing_class_is_an_error(name: str) -> None:
 
     x, labels, unit = data(name)
     with pytest.raises(DataError, match="no rows of label 1"):
-        fit(name, activations(x, torch.zeros_like(labels)), unit)
+        fit(name, activations(x, torch.zeros_like(labels)), unit, null_draws=0)
