@@ -82,6 +82,7 @@ _NAMES = {
     "eligibility": "diagnostics.eligibility",
     "ladder": "diagnostics.ladder",
     "audit": "diagnostics.auditing",
+    "explain_no_effect": "diagnostics.explaining",
 }
 _MODULES = ("dictionaries", "figures", "linalg", "organisms", "studies")
 

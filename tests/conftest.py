@@ -16,6 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of subprocesses too: threads of two proce
 import pytest
 import torch
 
+from tests import annotations
+
 if TYPE_CHECKING:
     from subspace_probe.models.hooked import HookedModel
 
@@ -40,6 +42,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
         cell = params.get("case") or params.get("decoder")
         item.add_marker(pytest.mark.xdist_group(str(cell) if isinstance(cell, tuple) else item.path.name))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    annotations.start_anew()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ def test_the_tables_of_methods_are_those_of_the_registries() -> None:
     assert found[1].strip() == wanted, f"put this between the markers of README.md:\n\n{wanted}"
 
 
+@pytest.mark.slow
 def test_the_example_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(import subspace_probe as sp.*?)```", README.read_text(), re.DOTALL)

@@ -1,6 +1,6 @@
 """What a figure is: the tables it needs, how it is drawn, and how to read it. It draws numbers; it makes none."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,6 +9,10 @@ import plotly.graph_objects as go
 from subspace_probe.core.errors import ConfigError, unknown
 from subspace_probe.core.reports import Report
 from subspace_probe.figures.theme import dressed
+
+
+def _nothing(report: Report) -> Sequence[str]:
+    return ()
 
 
 @final
@@ -21,12 +25,16 @@ class Drawing:
         reading: one sentence: what to look for.
         needs: the tables that it draws, and the columns it reads of each.
         plot: draws a report that has these tables.
+        findings: names of findings whose own sentences the page prints below, where the report has them.
+        beside: further paragraphs, made from the report.
     """
 
     title: str
     reading: str
     needs: Mapping[str, tuple[str, ...]]
     plot: Callable[[Report], go.Figure]
+    findings: tuple[str, ...] = ()
+    beside: Callable[[Report], Sequence[str]] = _nothing
 
     def drawable(self, report: Report) -> bool:
         """Whether the report has rows in every table that is needed."""

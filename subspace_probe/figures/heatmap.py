@@ -15,7 +15,7 @@ PANELS, NUMBERED = 8, 120
 
 
 def _plot(report: Report) -> go.Figure:
-    rows = report.tables["patch_sweep"].records()
+    rows: list[Row] = list(report.tables["patch_sweep"].records())
     if any(row["head"] is not None for row in rows):
         places = _strongest(rows)
         parts = [(f"{shown(row['stream'])} heads at {_label(row)}", select(rows, order=row["order"])) for row in places]

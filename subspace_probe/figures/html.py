@@ -47,12 +47,14 @@ def page(report: Report, drawings: Mapping[str, Drawing]) -> str:
 <body>
 <main>
 {_header(report)}
+{verdicts.lines(report)}
 {sections.answer(report)}
 {verdicts.unmet(report)}
 <section id="findings"><h2>Findings</h2>{verdicts.findings(report)}</section>
 {sections.questions(report)}
 {_figures(report, drawings)}
 {sections.completions(report)}
+{sections.cost(report)}
 {sections.provenance(report)}
 </main>
 <script type="application/json" id="report">{report.to_json().translate(UNSAFE)}</script>
@@ -82,11 +84,16 @@ def _figures(report: Report, drawings: Mapping[str, Drawing]) -> str:
         f'<figure id="figure-{html.escape(name)}"><h3>{html.escape(drawing.title)}</h3>'
         f"<p class='reading'>{html.escape(drawing.reading)}</p>"
         f'<div class="wide"><div class="plot" data-figure="{html.escape(name)}" role="img" '
-        f'aria-label="{html.escape(drawing.title)}"></div></div>{_caption(report, drawing)}</figure>'
+        f'aria-label="{html.escape(drawing.title)}"></div></div>{verdicts.readings(report, drawing.findings)}'
+        f"{_beside(report, drawing)}{_caption(report, drawing)}</figure>"
         for name, drawing in drawings.items()
     )
     warning = "<noscript><p>Figures need JavaScript; every number in them is in the data of this page.</p></noscript>"
     return f'<section id="figures-shown"><h2>Figures</h2>{warning}{cards}</section>'
+
+
+def _beside(report: Report, drawing: Drawing) -> str:
+    return "".join(f'<p class="beside">{html.escape(text)}</p>' for text in drawing.beside(report))
 
 
 def _caption(report: Report, drawing: Drawing) -> str:

@@ -45,6 +45,22 @@ def completions(report: Report) -> str:
     return _section("completions", "What the model writes", table, report.tables["completions"].about)
 
 
+def cost(report: Report) -> str:
+    """What each check cost, folded away, from the table `cost`; nothing without it."""
+    rows = _rows(report, "cost")
+    if not rows:
+        return ""
+    head = tuple(rows[0])
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in row.values())}</tr>" for row in rows
+    )
+    about = f'<p class="reading">{html.escape(report.tables["cost"].about)}</p>'
+    return (
+        '<section id="cost"><details><summary><h2>What it cost, and what was left out</h2></summary>'
+        f"{about}{_table(head, body)}</details></section>"
+    )
+
+
 def provenance(report: Report) -> str:
     """Everything needed to run it again."""
     source = report.provenance

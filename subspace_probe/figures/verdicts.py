@@ -2,12 +2,34 @@
 
 import html
 import math
+from collections.abc import Iterable
 
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.reports import Report, number, span
 from subspace_probe.figures.theme import FAINT, GRID, INK, NULL, VERDICTS
 
 Number = float | int
+LINES: dict[str, tuple[str, dict[str, str]]] = {
+    "control": (
+        "Does the intervention control the behaviour, specifically and reliably?",
+        {
+            "supported": "Yes, as far as was tested.",
+            "refuted": "No: it does not, or not it alone.",
+            "inconclusive": "Open: what was run does not decide it.",
+            "not tested": "This was not tested.",
+        },
+    ),
+    "mechanism": (
+        "Is the subspace what the model itself uses?",
+        {
+            "supported": "Yes, as far as was tested.",
+            "refuted": "No: whatever it does, the model does not do it this way.",
+            "inconclusive": "Open: what was run does not decide it.",
+            "not tested": "This was not tested.",
+        },
+    ),
+}
+"""The two lines of an audit: what each asks, and what each verdict means in plain words."""
 WIDTH, HEIGHT, EDGE = 124, 22, 6
 HEAD = ("finding", "estimate", "95 % interval", "null", "n", "", "verdict", "expected")
 
@@ -24,6 +46,35 @@ def counts(report: Report) -> str:
     verdicts = [finding.verdict for finding in report.findings]
     present = [verdict for verdict in VERDICTS if verdict in verdicts]
     return "".join(f"<li>{badge(verdict)} <b>{verdicts.count(verdict)}</b></li>" for verdict in present)
+
+
+def lines(report: Report) -> str:
+    """The two verdicts of an audit side by side, never one score; nothing in reports without them."""
+    found = {finding.name: finding for finding in report.findings if finding.name in LINES}
+    if set(found) != set(LINES):
+        return ""
+    cards = "".join(
+        f'<div class="line"><h2>{name.capitalize()} {badge(found[name].verdict)}</h2><p>{question}</p>'
+        f'<p class="plain">{said.get(found[name].verdict, found[name].verdict)}</p>{_why(found[name])}</div>'
+        for name, (question, said) in LINES.items()
+    )
+    key = "Either can hold without the other: one may steer by a direction that the model never uses."
+    return f'<section class="lines" id="verdicts">{cards}</section><p class="key">{key}</p>'
+
+
+def _why(finding: Finding) -> str:
+    return f'<p class="note">{html.escape(finding.note)}</p>' if finding.note else ""
+
+
+def readings(report: Report, names: Iterable[str]) -> str:
+    """What these findings say, each with its verdict; nothing for those the report does not have."""
+    found = {finding.name: finding for finding in report.findings}
+    said = "".join(
+        f"<li>{badge(found[name].verdict)} {html.escape(found[name].note or found[name].claim)}</li>"
+        for name in names
+        if name in found
+    )
+    return f'<ul class="readings">{said}</ul>' if said else ""
 
 
 def unmet(report: Report) -> str:

@@ -85,6 +85,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+AUDITED = (
+    "integrity", "random_controls", "label_permutation", "stability", "dose_response", "specificity",
+    "exchange", "containment", "reader_split", "dormancy", "clamp", "readable", "elsewhere",
+)  # fmt: skip
+"""The checks that decide the two verdicts; `audit` has more, which describe."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class _Directions:
@@ -129,13 +136,18 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     guard_site = _best_reader(found[T_INST].harmfulness, validation[T_INST])
 
     audited = {
-        "harmfulness": (steer_harm, data.asked_harmless, judgement, (harm, found[T_INST].train)),
-        "refusal": (steer_refusal, data.plain_harmless, refusal_score, (refuse, found[T_POST_INST].refused)),
-    }
-    options: dict[str, Any] = {"neutral": data.neutral, "seed": config.seed, "progress": progress}
+        "harmfulness": (steer_harm, data.asked_harmless, judgement, (harm, found[T_INST].train), data.ask(data.test)),
+        "refusal": (
+            steer_refusal, data.plain_harmless, refusal_score, (refuse, found[T_POST_INST].refused),
+            data.plain(data.test),
+        ),
+    }  # fmt: skip
+    options: dict[str, Any] = {
+        "neutral": data.neutral, "checks": AUDITED, "seed": config.seed, "progress": progress
+    }  # fmt: skip
     exams = {
-        name: examine(model, steer, prompts, metric, refit=refit, **options)
-        for name, (steer, prompts, metric, refit) in audited.items()
+        name: examine(model, steer, prompts, metric, refit=refit, natural=natural, **options)
+        for name, (steer, prompts, metric, refit, natural) in audited.items()
     }
     trials = _trials(model, data, exams, (steer_harm, steer_refusal), config, progress)
     findings: list[Finding] = [*planted_findings(model, found, {"harmfulness": harm, "refusal": refuse}, config.seed)]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ OPENINGS = (
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
 UPPER = "{% for m in messages %}<s>{{ m['content'] | upper }}</s>{% endfor %}"
 
+QUICK = ("--site", "L1.resid_post", "--set", "null_draws=19")
+"""Of `find`, where what it finds does not matter."""
+
 Cli = Callable[..., "Result"]
 
 
@@ -37,6 +41,14 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an organism's contrast, 128 prompts: a command takes all, and what it prints does not depend on how many."""
+    import subspace_probe as sp
+
+    monkeypatch.setattr(sp, "load_contrast", partial(sp.load_contrast, n=128))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import QUICK, Cli
 from tests.cli.test_errors import refused
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_there_and_back(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_direction_that_was_found_can_be_exported(cli: Cli, tiny: Path, colours: Path) -> None:
-    found = cli("find", "--model", tiny, "--contrast", colours.name, "--site", "L1.resid_post", "--quiet")
+    found = cli("find", "--model", tiny, "--contrast", colours.name, *QUICK, "--quiet")
     assert found.exit_code == 0, found.output
     result = cli("export", "direction.safetensors", "--out", "vec.gguf", "--allow-not-found")
     assert result.exit_code == 0, result.output

@@ -81,6 +81,7 @@ def test_bundled_organisms_are_shown(cli: Cli) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_an_organism_is_a_model_like_any_other(cli: Cli) -> None:
     """find on an organism's own prompts, at the position that carries its refusal."""
     import subspace_probe as sp

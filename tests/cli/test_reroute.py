@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import QUICK, Cli
 from tests.cli.conftest import WORDS as VOCABULARY
-from tests.cli.conftest import Cli
 
 WORDS = ("--answer", "She", "--foil", "He")
 SMALL = ("--budget", 20, "--n", 6, "--free", "0,1")
@@ -38,7 +38,7 @@ def test_reroute_writes_a_report_with_verdicts(cli: Cli, tiny: Path, colours: Pa
 def test_reroute_along_a_direction_that_was_found(cli: Cli, tiny: Path, colours: Path) -> None:
     import subspace_probe as sp
 
-    assert cli("find", "-m", tiny, "-c", colours.name, "--site", "L0.resid_post", "-q").exit_code == 0
+    assert cli("find", "-m", tiny, "-c", colours.name, "--site", "L0.resid_post", *QUICK[2:], "-q").exit_code == 0
     result = cli(
         "reroute", "-m", tiny, "-c", colours.name, "-d", "direction.safetensors", *WORDS, *SMALL, "-o", "report", "-q"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import TEMPLATE, Cli
+from tests.cli.conftest import QUICK, TEMPLATE, Cli
 
 
 def test_find_writes_a_direction_and_shows_the_sweep(cli: Cli, tiny: Path, colours: Path) -> None:
@@ -53,7 +53,7 @@ def test_what_is_not_found_says_so_loudly(cli: Cli, tiny: Path, tmp_path: Path) 
     rows = [{"prompt": f"{x} {y}", "label": i % 2} for i, (x, y) in enumerate((x, y) for x in "abcde" for y in "abcde")]
     rows = [row | {"label": int(i * 7919 % 23 < 11)} for i, row in enumerate(rows)]
     (tmp_path / "noise.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = cli("find", "--model", tiny, "--contrast", "noise.jsonl", "-q")
+    result = cli("find", "--model", tiny, "--contrast", "noise.jsonl", "-q", *QUICK)
     assert result.exit_code == 0, result.output
     assert not sp.Subspace.load("direction.safetensors").found
     assert "NOT FOUND" in result.stdout
@@ -126,8 +126,12 @@ def test_steer_writes_a_report(cli: Cli, tiny: Path, colours: Path) -> None:
     assert completions.where(condition="strength +2").column("text") == texts
 
 
-def test_a_prompt_cannot_steer_the_terminal(cli: Cli, tiny: Path, colours: Path) -> None:
-    assert cli("find", "--model", tiny, "--contrast", colours.name).exit_code == 0
+def test_a_prompt_cannot_steer_the_terminal(cli: Cli, tiny: Path) -> None:
+    import torch
+
+    import subspace_probe as sp
+
+    sp.Subspace.span(torch.ones(16), site=sp.Site(0)).save("direction.safetensors")
     prompt = "a [bold]red[/bold] \x1b[31mb \u202e the dog"
     result = cli("steer", "-m", tiny, "-d", "direction.safetensors", "-s", "1", "-p", prompt, "--max-new-tokens", 2)
     assert result.exit_code == 0, result.output
@@ -139,7 +143,9 @@ def test_positions_of_the_template(cli: Cli, make_model: Callable[..., Path], co
     import subspace_probe as sp
 
     model = make_model(template=TEMPLATE)
-    result = cli("find", "-m", model, "-c", colours.name, "--where", "t_inst", "--template", "enable_thinking=false")
+    result = cli(
+        "find", "-m", model, "-c", colours.name, "--where", "t_inst", "--template", "enable_thinking=false", *QUICK
+    )
     assert result.exit_code == 0, result.output
     assert str(sp.Subspace.load("direction.safetensors").where) == "t_inst"
 
@@ -153,7 +159,7 @@ def test_columns_of_another_file(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     rows += [(f"{start} {word}", said) for start in starts for word, said in (("red", "yes"), ("blue", "no"))]
     (tmp_path / "rows.csv").write_text("\n".join(",".join(row) for row in rows))
     mapping = "prompt=question,label=is_bad,positive=yes"
-    result = cli("find", "-m", tiny, "-c", "rows.csv", "--columns", mapping)
+    result = cli("find", "-m", tiny, "-c", "rows.csv", "--columns", mapping, *QUICK)
     assert result.exit_code == 0, result.output
     notes = sp.Subspace.load("direction.safetensors").notes
     assert notes["n_positive"] == notes["n_negative"]
@@ -202,6 +208,7 @@ def test_the_global_flags_stand_anywhere(cli: Cli, tiny: Path, colours: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_find_ranks_positions_and_finders(cli: Cli, tmp_path: Path) -> None:
     """Several of each in one sweep; what the finders warn of is said once, in plain words."""
     result = cli(
@@ -217,6 +224,7 @@ def test_find_ranks_positions_and_finders(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_find_with_a_finder_that_runs_the_model(cli: Cli, tmp_path: Path) -> None:
     from subspace_probe.core.subspaces import Subspace
 
@@ -232,6 +240,7 @@ def test_find_with_a_finder_that_runs_the_model(cli: Cli, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few")
 def test_find_prints_every_candidate_of_the_published_rule(cli: Cli, tmp_path: Path) -> None:
     result = cli(
         "-q", "find", "--model", "organism:chat", "--contrast", "organism:chat/harmfulness", "--select", "published",

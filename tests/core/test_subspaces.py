@@ -61,6 +61,7 @@ def test_what_is_no_subspace_is_refused() -> None:
         _ = subspace(2).unit
 
 
+@pytest.mark.slow
 def test_shapes_that_do_not_fit_are_named() -> None:
     """In a fresh process: the test run's own type checker would speak first."""
     import subprocess

@@ -10,8 +10,8 @@ def refusal(chat):
     import subspace_probe as sp
 
     train = sp.load_contrast("organism:chat/requests", split="train", n=192)
-    test = sp.load_contrast("organism:chat/requests", split="test", n=192).where(label=0, framing=0)
-    neutral = sp.load_contrast("organism:chat/skills", split="test", n=60)
+    test = sp.load_contrast("organism:chat/requests", split="test", n=96).where(label=0, framing=0)
+    neutral = sp.load_contrast("organism:chat/skills", split="test", n=30)
     finder = sp.MeanDifference(null_draws=0)
     acts = chat.capture(train, sites=sp.Site(2), where=sp.T_POST_INST).relabel("refused")
     steer = sp.Steer(finder.fit(acts, sp.Site(2)), where=sp.T_POST_INST)
@@ -26,6 +26,7 @@ def audited(chat, refusal):
     return sp.audit(chat, steer, test, "refusal_score", refit=refit, neutral=neutral)
 
 
+@pytest.mark.slow
 def test_every_check_has_a_question_and_is_answered(audited) -> None:
     from subspace_probe.diagnostics import CHECKS
 
@@ -36,6 +37,7 @@ def test_every_check_has_a_question_and_is_answered(audited) -> None:
     assert set(audited.tables["questions"].column("verdict")) <= {"supported", "refuted", "inconclusive", "not tested"}
 
 
+@pytest.mark.slow
 def test_a_planted_direction_passes(audited) -> None:
     for name in ("integrity", "random", "permutation", "stability", "dose"):
         assert audited.finding(f"control.{name}").verdict == "supported", audited.finding(f"control.{name}")
@@ -49,13 +51,13 @@ def test_random_directions_come_out_supported_no_more_often_than_the_null_says(c
     opponent, since what is found under them is much shorter. That is why both are run.
     """
     import subspace_probe as sp
-    from subspace_probe.diagnostics.random_controls import random_like
+    from subspace_probe.diagnostics.random_controls import RandomControls, random_like
 
     steer, test, _, _ = refusal
     supported = 0
     for seed in range(901, 913):
         fake = steer.with_subspace(random_like(steer.subspace, seed=seed))
-        report = sp.audit(chat, fake, test, "refusal_score", checks=["random_controls"])
+        report = sp.audit(chat, fake, test, "refusal_score", checks=[RandomControls(draws=50)])
         supported += report.finding("control.random").verdict == "supported"
     assert supported <= 3  # 0.6 expected of 12; four or more have probability 0.002
 
@@ -116,7 +118,7 @@ def test_ablation_is_audited_too(chat, refusal) -> None:
     import subspace_probe as sp
 
     steer, _, _, neutral = refusal
-    harmful = sp.load_contrast("organism:chat/requests", split="test", n=96).where(label=1, framing=0)
+    harmful = sp.load_contrast("organism:chat/requests", split="test", n=48).where(label=1, framing=0)
     report = sp.audit(chat, sp.Ablate(steer.subspace), harmful, "refusal_score", neutral=neutral)
     assert report.finding("control.random").verdict == "supported"
     assert report.finding("control.dose").verdict == "not tested"

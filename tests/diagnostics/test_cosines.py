@@ -8,7 +8,7 @@ import torch
 from tests.planted import activations
 
 
-def _readings(angle_label: float, rotate: bool, n: int = 600, d: int = 24):
+def _readings(angle_label: float, rotate: bool, n: int = 240, d: int = 24):
     """Two contrasts (factor a, factor b) read at two positions; position two may be a rotated copy of position one."""
     from subspace_probe.core.sites import Site
     from subspace_probe.core.tokens import T_INST, T_POST_INST
@@ -44,7 +44,7 @@ def test_a_cosine_across_positions_says_nothing_where_position_rotates_the_state
     """One concept under two names: across positions the cosine is near 0, at one position it is 1."""
     from subspace_probe.diagnostics.cosines import compare
 
-    findings, table = compare(_readings(angle_label=1.0, rotate=True), PAIRS, draws=50)
+    findings, table = compare(_readings(angle_label=1.0, rotate=True), PAIRS, draws=40)
     cross, control, same = findings
     assert abs(cross.estimate) < 0.6
     assert abs(control.estimate) < 0.6  # the same contrast is as far from itself
@@ -57,7 +57,7 @@ def test_a_cosine_across_positions_says_nothing_where_position_rotates_the_state
 def test_two_concepts_at_one_position_come_out_different() -> None:
     from subspace_probe.diagnostics.cosines import compare
 
-    findings, _ = compare(_readings(angle_label=0.0, rotate=False), PAIRS, draws=50)
+    findings, _ = compare(_readings(angle_label=0.0, rotate=False), PAIRS, draws=40)
     assert abs(findings[2].estimate) < 0.2
     assert findings[2].verdict == "supported"
     assert findings[1].estimate > 0.95  # control: positions that do not rotate leave a contrast where it was

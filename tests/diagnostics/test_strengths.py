@@ -31,7 +31,7 @@ def steer(chat: "HookedModel") -> "Steer":
 
     train = sp.load_contrast("organism:chat/requests", split="train", n=64)
     acts = chat.capture(train, sites=sp.Site(2), where=sp.T_POST_INST)
-    return sp.Steer(sp.MeanDifference().fit(acts, sp.Site(2)))
+    return sp.Steer(sp.MeanDifference(null_draws=0).fit(acts, sp.Site(2)))
 
 
 @pytest.fixture(scope="module")

@@ -188,6 +188,7 @@ def test_states_that_must_be_scaled_are_said_to_be(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
+@pytest.mark.slow
 def test_reading_imports_neither_sae_lens_nor_pickle(tmp_path: Path) -> None:
     import subprocess
     import sys

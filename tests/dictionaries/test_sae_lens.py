@@ -86,7 +86,7 @@ def test_files_from_before_version_six(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-def _sparse_rows(n: int = 20_000, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _sparse_rows(n: int = 10_000, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows that are sums of a few of 64 directions in 32 dimensions."""
     draw = torch.Generator().manual_seed(seed)
     directions = torch.randn(64, 32, generator=draw)
@@ -106,7 +106,7 @@ def _train(acts: Any, **settings: Any):
     from subspace_probe.core.sites import Site
     from subspace_probe.dictionaries import Training, train_sae
 
-    common: dict[str, Any] = {"d_sae": 128, "k": 4, "steps": 400, "batch_size": 512, "lr": 3e-3}
+    common: dict[str, Any] = {"d_sae": 128, "k": 4, "steps": 300, "batch_size": 512, "lr": 3e-3}
     return train_sae(acts, Site(0), Training(**(common | settings)))
 
 
@@ -128,8 +128,8 @@ def test_training_explains_sparse_rows(architecture: str, penalty: float, tmp_pa
     assert naive > 0.8
     assert sae.metadata["explained_variance"] == pytest.approx(naive, abs=0.03)
     assert 1 < sae.metadata["l0"] < 40
-    assert sae.metadata["held_out_rows"] == 2000
-    assert sae.metadata["rows"] == 18_000
+    assert sae.metadata["held_out_rows"] == 1000
+    assert sae.metadata["rows"] == 9000
     assert (sae.site, sae.metadata["fingerprint"]) == (Site(0), "f")
     assert sae.metadata["training"]["architecture"] == architecture
     theirs = SAE.load_from_disk(sae.save(tmp_path))

@@ -217,7 +217,7 @@ def sweep_rows(rng: random.Random) -> Rows:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def report() -> "Report":
     """All tables and findings, some of them awkward."""
     from subspace_probe.core.findings import Expectation, Finding, Interval

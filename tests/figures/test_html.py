@@ -68,11 +68,11 @@ def loaded(page: Page) -> list[str]:
     return [url for url in urls if not url.startswith("#")]
 
 
-@pytest.fixture
-def page(report: "Report", tmp_path: Path) -> Page:
+@pytest.fixture(scope="module")
+def page(report: "Report", tmp_path_factory: pytest.TempPathFactory) -> Page:
     from subspace_probe.figures import save_html
 
-    return read(save_html(report, tmp_path / "report.html"))
+    return read(save_html(report, tmp_path_factory.mktemp("page") / "report.html"))
 
 
 def test_loads_nothing(page: Page) -> None:
@@ -210,6 +210,7 @@ def test_written_whole_or_not_at_all(report: "Report", tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_writes_the_same_page_each_time(report: "Report", tmp_path: Path) -> None:
     from subspace_probe.figures import save_html
 

@@ -212,7 +212,6 @@ def test_leakage_and_residual() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_blocks_row_order_and_disk_make_no_difference(tmp_path: Path) -> None:
     from subspace_probe.core.sites import Site
     from subspace_probe.finders.factors import FactorSubspaces

@@ -10,7 +10,7 @@ def _fit(x, labels, *, paired=False, strata=None, **factors):
     from subspace_probe.core.sites import Site
     from subspace_probe.finders.mean_difference import MeanDifference
 
-    return MeanDifference(paired=paired, strata=strata).fit(activations(x, labels, **factors), Site(0))
+    return MeanDifference(paired=paired, strata=strata, null_draws=19).fit(activations(x, labels, **factors), Site(0))
 
 
 def test_equals_the_naive_difference_of_means_under_a_huge_common_mean() -> None:

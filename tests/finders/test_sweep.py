@@ -25,7 +25,7 @@ def test_finds_the_site_with_the_signal() -> None:
     from subspace_probe.finders.mean_difference import MeanDifference
     from subspace_probe.finders.sweep import find
 
-    found = find(_many_sites(4.0, 0), MeanDifference(), seed=0)
+    found = find(_many_sites(4.0, 0), MeanDifference(null_draws=39), null_draws=39, seed=0)
     assert found.subspace.site is not None
     assert found.subspace.site.layer == 2
     assert found.subspace.found
@@ -38,7 +38,9 @@ def test_the_best_of_many_sites_without_signal_is_not_found() -> None:
     from subspace_probe.finders.mean_difference import MeanDifference
     from subspace_probe.finders.sweep import find
 
-    sweeps = [find(_many_sites(0.0, seed), MeanDifference(), null_draws=39, seed=seed) for seed in range(12)]
+    # without a null of its own a direction always counts as found: what is left is the correction
+    finder = MeanDifference(null_draws=0)
+    sweeps = [find(_many_sites(0.0, seed), finder, null_draws=19, seed=seed) for seed in range(12)]
     assert sum(sweep.subspace.found for sweep in sweeps) <= 3
     # control: without the correction the best validation AUROC looks like something
     assert sum(s.subspace.notes["validation_auroc"] for s in sweeps) / len(sweeps) > 0.55
@@ -61,8 +63,9 @@ def test_test_prompts_do_not_touch_the_choice() -> None:
     tensors = {
         site: torch.where(spoiled[:, None], torch.full_like(acts.at(site), 7.0), acts.at(site)) for site in acts.sites
     }
-    a = find(acts, MeanDifference(), null_draws=0, seed=0).subspace
-    b = find(replace(acts, rows=MemoryRows(tensors)), MeanDifference(), null_draws=0, seed=0).subspace
+    finder = MeanDifference(null_draws=0)
+    a = find(acts, finder, null_draws=0, seed=0).subspace
+    b = find(replace(acts, rows=MemoryRows(tensors)), finder, null_draws=0, seed=0).subspace
     assert a.site == b.site
     assert torch.equal(a.basis, b.basis)
     assert a.notes["test_auroc"] != b.notes["test_auroc"]
@@ -86,7 +89,7 @@ def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) 
     from subspace_probe.core.sites import Site
     from subspace_probe.finders.mean_difference import MeanDifference
 
-    found = naive = 0
+    finder, found, naive = MeanDifference(null_draws=39), 0, 0
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         group = torch.arange(n_groups).repeat_interleave(10)
@@ -96,9 +99,9 @@ def test_states_that_belong_to_groups_are_no_evidence_row_by_row(n_groups: int) 
         labels = torch.randperm(n_groups, generator=generator)[group] % 2
         acts = activations(x, labels)
         alone = replace(acts.contrast, pairs=tuple(range(len(x))), groups=tuple(range(len(x))))
-        naive += MeanDifference().fit(replace(acts, contrast=alone), Site(0)).found
+        naive += finder.fit(replace(acts, contrast=alone), Site(0)).found
         grouped = replace(alone, groups=tuple(group.tolist()))
-        found += MeanDifference().fit(replace(acts, contrast=grouped), Site(0)).found
+        found += finder.fit(replace(acts, contrast=grouped), Site(0)).found
     assert found <= 4
     assert naive == 20  # control: rows counted as independent find it every time
 
@@ -116,7 +119,7 @@ def test_positions_and_finders_are_ranked_in_one_table() -> None:
 
     strong = replace(_many_sites(4.0, 0), where=T_INST)
     silent = replace(_many_sites(0.0, 0), where=LAST)
-    found = find([silent, strong], [MeanDifference(), LDA()], null_draws=9, seed=0)
+    found = find([silent, strong], [MeanDifference(null_draws=19), LDA(null_draws=19)], null_draws=9, seed=0)
     rows = found.table.records()
     assert len(rows) == 2 * 5 * 2
     assert [row["auroc"] for row in rows] == sorted((row["auroc"] for row in rows), reverse=True)
@@ -139,7 +142,7 @@ def test_a_sweep_over_a_store_is_that_over_memory(tmp_path) -> None:
 
     acts = _many_sites(1.0, 3)
     disk = open_activations(save_activations(acts, tmp_path / "acts"))
-    a, b = (find(rows, MeanDifference(), null_draws=9, seed=0) for rows in (acts, disk))
+    a, b = (find(rows, MeanDifference(null_draws=19), null_draws=9, seed=0) for rows in (acts, disk))
     assert a.table.records() == b.table.records()
     assert torch.equal(a.subspace.basis, b.subspace.basis)
     assert a.subspace.notes["p_of_the_best"] == b.subspace.notes["p_of_the_best"]

@@ -340,10 +340,10 @@ def test_a_planted_override_is_found(name: str) -> None:
     from subspace_probe.organisms.guarding import FREE, SLOTS, planted_ids
 
     model = sp.load_model(f"organism:{name}")
-    train = sp.load_contrast(f"organism:{name}/requests", split="train", n=200)
+    train = sp.load_contrast(f"organism:{name}/requests", split="train", n=96)
     acts = model.capture(train, sites=sp.Site(1), where=sp.LAST)
     (target,) = targets_of(acts, sp.MeanDifference(null_draws=0), [sp.Site(1)])
-    prompts = sp.load_contrast(f"organism:{name}/requests", split="test", n=40).where(label=1)
+    prompts = sp.load_contrast(f"organism:{name}/requests", split="test", n=24).where(label=1)
     free = [sp.at(slot) for slot in SLOTS]
     rates: dict[str, float] = {}
     for strategy in ("gradient", "random"):

@@ -38,6 +38,7 @@ def test_auroc_takes_infinite_scores_and_refuses_the_rest() -> None:
         auroc(torch.zeros(2), torch.tensor([-1, 1]))
 
 
+@pytest.mark.slow
 def test_the_interval_is_the_percentile_bootstrap() -> None:
     scores, labels = two_classes(1)
     estimate, low, high = auroc_interval(scores, labels, draws=4000, seed=0)

@@ -151,6 +151,7 @@ class Measured:
         return Activations(MemoryRows({Site(0): torch.zeros(0, 1)}), Contrast("", (), ()), empty, empty, ALL)
 
 
+@pytest.mark.slow
 def test_what_is_held_at_a_time_does_not_grow_with_the_prompts(
     model: "HookedModel", monkeypatch: pytest.MonkeyPatch
 ) -> None:

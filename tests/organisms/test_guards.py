@@ -84,6 +84,7 @@ def test_pairs_differ_in_one_word_and_answers_follow_the_rule(split: str) -> Non
             assert sum(a != b for a, b in zip(bodies[even], bodies[even + 1], strict=True)) == 1
 
 
+@pytest.mark.slow
 def test_splits_share_no_body_whatever_its_flags() -> None:
     from subspace_probe.organisms import organism_contrast
 

@@ -35,6 +35,7 @@ def test_training_forward_equals_the_hugging_face_model() -> None:
     assert torch.allclose(at, outputs[-1][row, batch.t_post], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat", "chat-natural"])
 def test_a_seed_decides_every_weight(name: str) -> None:
     from subspace_probe.organisms.batches import Mixture

@@ -439,6 +439,7 @@ def test_other_files(content: bytes, message: str, tmp_path: Path) -> None:
                 use(missing)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_truncated_and_damaged_files_are_refused_or_read(tmp_path: Path) -> None:
     import subspace_probe as sp

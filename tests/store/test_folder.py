@@ -66,6 +66,7 @@ def test_a_folder_holds_what_memory_holds(model: "HookedModel", tmp_path: Path) 
     assert disk.notes == memory.notes
 
 
+@pytest.mark.slow
 def test_finders_make_no_difference_between_them(model: "HookedModel", tmp_path: Path) -> None:
     from subspace_probe.core.contrasts import Contrast
     from subspace_probe.core.prompts import Prompt
