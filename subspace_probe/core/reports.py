@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, final
@@ -64,6 +65,11 @@ class Table:
 
 def installed_versions() -> dict[str, str]:
     """The versions of Python and of the packages that numbers depend on."""
+    return dict(_installed_versions())
+
+
+@cache
+def _installed_versions() -> dict[str, str]:  # read from many small files, for every capture
     versions = {"python": platform.python_version()}
     for package in ("subspace-probe", "torch", "transformers", "numpy", "scikit-learn"):
         try:

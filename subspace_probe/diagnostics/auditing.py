@@ -124,7 +124,8 @@ def examine(
     asked = CHECKS.names() if checks is None else checks
     chosen: list[CaseCheck] = [CHECKS.load(check)() if isinstance(check, str) else check for check in asked]
     if any(check.on == "natural" or check.line == "mechanism" for check in chosen):
-        case = _with_natural(case, natural or _paired(contrast, refit), pairs if limit is None else min(pairs, few(len(contrast))))
+        most = pairs if limit is None else min(pairs, few(len(contrast)))
+        case = _with_natural(case, natural or _paired(contrast, refit), most)
     plan = planned(case, chosen, limit)
     if progress:
         print(plan.announced(), file=sys.stderr)

@@ -121,6 +121,9 @@ class Case:
     def finding(self, name: str, claim: str, *, null: Interval | None, note: str = "") -> Finding:
         """A finding about the mean effect, judged against a null of it."""
         estimate, interval = self.effect()
+        if not note:
+            note = f"mean change {estimate:+.3g}, from {interval.low:+.3g} to {interval.high:+.3g}"
+            note += f"; {null.of}: {null.low:+.3g} to {null.high:+.3g}" if null else ""
         found = Finding(f"control.{name}", claim, estimate, interval, null, len(self.contrast), note=note)
         return found.judged("beyond", margin=self.margin)
 

@@ -23,9 +23,9 @@ class Containment(CaseCheck):
     own: a dormant pathway, or a part that the rest of the state opposes.
 
     Faithful: -.4 to +.05 in the residual stream, up to +.35 at MLPs; illusory: .86 and more (the published MLP of
-    GPT-2 small: 46 % of the margin against -8 %). Supported: it lies below `inflated`, its interval below `excess`; refuted: the estimate
-    reaches `excess`, and its interval does not include `inflated`. Between them the subspace is *inflated*: the
-    component carries some of it. Applies to every intervention with a subspace. Cannot see an illusion where the
+    GPT-2 small: 46 % of the margin against -8 %). Supported: it lies below `inflated`, its interval below `excess`;
+    refuted: it reaches `excess`, and its interval does not include `inflated`. Between them the subspace is *inflated*:
+    the component carries some of it. Applies to every intervention with a subspace. Cannot see an illusion where the
     component works as well, as in leaky pathways.
     """
 

@@ -16,8 +16,8 @@ from subspace_probe.interventions.conditions import Condition
 NOTHING = 0.25
 """Half-width, as a share of the partners' difference, of what counts as no effect: half of what would change an answer.
 
-Where a direction is certified as not used, exchanging it moves .00 to .07 of the difference; a reader such as LDA, which
-shares a component with what is used, up to .2; what is used moves .5 and more."""
+Where a direction is certified as not used, exchanging it moves .00 to .07 of the difference; a reader such as LDA,
+which shares a component with what is used, up to .2; what is used moves .5 and more."""
 
 
 @final
@@ -30,9 +30,9 @@ class Exchange(CaseCheck):
     accuracy too: how many prompts come nearer to their partner's value. Null: random subspaces of the same rank.
 
     Supported: beyond the null, and at least half of the prompts change sides. Refuted: the interval lies within
-    `margin` of nothing, an equivalence that no p-value could show. Faithful subspaces reach .8 to 1.4; so do illusory ones, which is
-    why this alone is no verdict. Applies to every intervention with a subspace. Cannot see whether the effect is made
-    by the patch itself: see containment.
+    `margin` of nothing, an equivalence that no p-value could show. Faithful subspaces reach .8 to 1.4; so do illusory
+    ones, which is why this alone is no verdict. Applies to every intervention with a subspace. Cannot see whether the
+    effect is made by the patch itself: see containment.
     """
 
     name: ClassVar[str] = "exchange"
@@ -61,8 +61,8 @@ class Exchange(CaseCheck):
         null = range_of(pairs.shares(values[1:]).mean(1), f"{self.draws} random subspaces of the same rank")
         flipped = float(pairs.flips(values[0]).double().mean())
         chance = pairs.flips(values[1:]).double().mean()
-        note = f"exchanging it moves {estimate:.0%} of the difference and changes the side of {flipped:.0%} of prompts"
-        note += f" (random subspaces: {null.low:.0%} to {null.high:.0%}, and {float(chance):.0%})"
+        note = f"exchanging it moves {estimate:z.0%} of the difference and changes the side of {flipped:.0%} of prompts"
+        note += f" (random subspaces: {null.low:z.0%} to {null.high:z.0%}, and {float(chance):.0%})"
         claim = "exchanging the subspace between prompts moves the behaviour at least half way"
         found = Finding("mechanism.exchange", claim, estimate, interval, null, len(pairs), note=note)
         if judge_absence(interval, margin=self.margin) == "supported":

@@ -11,6 +11,8 @@ from subspace_probe.core.findings import Finding, Verdict
 
 NULLS = ("control.random", "control.first_order")
 """Either shows an effect beyond that of random directions; the first is preferred."""
+USE = "mechanism.exchange"
+"""What the line on mechanism begins with: whether anything happens at all."""
 REFUTE_CONTROL = ("control.integrity", "control.permutation", "control.matched", "control.specificity.kl",
                   "control.specificity.accuracy", "control.generalisation")  # fmt: skip
 """Refuted, one of these says that the behaviour is not controlled, or not by this, or not by this alone."""
@@ -18,10 +20,11 @@ KINDS = ("mechanism.reader_split", "mechanism.dormancy", "mechanism.clamp")
 """Two of these refuted refute a mechanism; one alone is seen in faithful subspaces as well (dormancy in a quarter)."""
 
 
-def verdict_lines(findings: Sequence[Finding]) -> tuple[Finding, Finding]:
-    """The lines `control` and `mechanism`, from the findings of the checks."""
+def verdict_lines(findings: Sequence[Finding]) -> list[Finding]:
+    """The lines `control` and `mechanism`, from the findings of the checks; only those whose question was asked."""
     by_name = {finding.name: finding for finding in findings}
-    return _control(by_name), _mechanism(by_name)
+    lines = [_control(by_name)] if any(name in by_name for name in NULLS) else []
+    return [*lines, _mechanism(by_name)] if USE in by_name else lines
 
 
 def _control(found: Mapping[str, Finding]) -> Finding:
@@ -29,9 +32,8 @@ def _control(found: Mapping[str, Finding]) -> Finding:
     main = next((found[name] for name in NULLS if name in found and found[name].verdict != "not tested"), None)
     against = [found[name] for name in REFUTE_CONTROL if name in found and found[name].verdict == "refuted"]
     if main is None:
-        return Finding(
-            "control", claim, float("nan"), verdict="not tested", note="no null of random directions was run"
-        )
+        reasons = "; ".join(dict.fromkeys(found[name].note for name in NULLS if name in found))
+        return Finding("control", claim, float("nan"), verdict="not tested", note=reasons)
     line = replace(main, name="control", claim=claim, note="")
     if main.verdict == "refuted":
         return replace(line, verdict="refuted", note=f"no effect: {_say(main)}")
@@ -46,11 +48,10 @@ def _control(found: Mapping[str, Finding]) -> Finding:
 
 def _mechanism(found: Mapping[str, Finding]) -> Finding:
     claim = "the subspace is what the model itself uses for this behaviour"
-    use, containment = found.get("mechanism.exchange"), found.get("mechanism.containment")
-    if use is None or use.verdict == "not tested":
-        reason = "the exchange within the subspace was not run" if use is None else use.note
-        return Finding("mechanism", claim, float("nan"), verdict="not tested", note=reason)
-    verdict, note = _rule(found, use, containment)
+    use = found[USE]
+    if use.verdict == "not tested":
+        return Finding("mechanism", claim, float("nan"), verdict="not tested", note=use.note)
+    verdict, note = _rule(found, use, found.get("mechanism.containment"))
     return replace(use, name="mechanism", claim=claim, verdict=verdict, note=note)
 
 

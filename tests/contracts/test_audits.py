@@ -1,4 +1,4 @@
-"""Every intervention of the package passes through the audit: two verdicts, and an answer or a reason for each check."""
+"""Every intervention of the package passes through the audit: two verdicts, an answer or a reason for each check."""
 
 from typing import TYPE_CHECKING
 

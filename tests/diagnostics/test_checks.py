@@ -33,7 +33,7 @@ def test_every_check_has_a_question_and_is_answered(audited) -> None:
     for name in CHECKS:
         check = CHECKS.load(name)()
         assert check.question.endswith("?")
-        assert any(finding.name.startswith(f"control.{check.name}") for finding in audited.findings), name
+        assert any(finding.name.startswith(f"{check.line}.{check.name}") for finding in audited.findings), name
     assert set(audited.tables["questions"].column("verdict")) <= {"supported", "refuted", "inconclusive", "not tested"}
 
 

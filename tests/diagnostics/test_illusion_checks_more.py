@@ -8,8 +8,8 @@ import torch
 if TYPE_CHECKING:
     from subspace_probe.diagnostics.auditing import Examination
 
-NATURAL = ("exchange_integrity", "capacity", "sensor", "ledger", "off_distribution", "metric_sensitivity", "downstream_clamp", "necessity",
-           "exchange_dose", "writers_readers")  # fmt: skip
+NATURAL = ("exchange_integrity", "capacity", "sensor", "ledger", "off_distribution", "metric_sensitivity",
+           "downstream_clamp", "necessity", "exchange_dose", "writers_readers")  # fmt: skip
 CONTRAST = ("first_order", "generalisation", "matched", "mediation")
 LAYER = 2
 

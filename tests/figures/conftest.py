@@ -217,6 +217,37 @@ def sweep_rows(rng: random.Random) -> Rows:
     ]
 
 
+def illusion_rows(rng: random.Random) -> Rows:
+    columns = ("part", "kind", "value", "low", "high", "flips", "flips_low", "flips_high")
+    values = (
+        ("subspace", "observed", 0.91, 0.85, 0.97, 1.0, 0.9, 1.0),
+        ("read part", "observed", 0.12, 0.05, 0.2, 0.05, 0.0, 0.2),
+        ("whole <b>L1.mlp_post</b>", "observed", -0.08, NAN, NAN, NAN, NAN, NAN),
+        *(("random subspace", "null", rng.gauss(0, 0.02), NAN, NAN, 0.0, NAN, NAN) for _ in range(10)),
+    )
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def dormancy_rows(rng: random.Random) -> Rows:
+    rows: Rows = []
+    for state, far in (("natural", 0.1), ("patched", 5.0)):
+        for label in (0, 1):
+            what = {"coordinate": 1, "state": state, "label": label}
+            rows += [what | {"value": rng.gauss(far * label, 0.3), "low": -0.9, "high": 1.0} for _ in range(20)]
+    rows[0]["value"] = NAN
+    return rows
+
+
+def capacity_rows() -> Rows:
+    values = (
+        ("subspace", "first order", 0.7, 0.6, 0.8),
+        ("best direction of each pair", "first order", 1.2, NAN, NAN),
+        ("subspace", "run", NAN, NAN, NAN),
+        ("whole state", "run", 0.1, 0.05, 0.15),
+    )
+    return [dict(zip(("patch", "kind", "value", "low", "high"), row, strict=True)) for row in values]
+
+
 @pytest.fixture(scope="session")
 def report() -> "Report":
     """All tables and findings, some of them awkward."""
@@ -237,6 +268,9 @@ def report() -> "Report":
         "selection": Table.of(selection_rows(rng)),
         "ladder": Table.of(ladder_rows()),
         "patch_sweep": Table.of(sweep_rows(rng), "One row for each cell."),
+        "illusion": Table.of(illusion_rows(rng)),
+        "dormancy": Table.of(dormancy_rows(rng), "A sample of the states."),
+        "capacity": Table.of(capacity_rows()),
         "questions": Table.of(question_rows()),
     }
     boot, null = Interval(0.94, 1.0, of="prompts, bootstrap"), Interval(0.0, 0.05, of="100 random directions")

@@ -24,6 +24,9 @@ NAMES = (
     "tokens",
     "selection",
     "ladder",
+    "illusion",
+    "dormancy",
+    "capacity",
     "patch_sweep",
 )
 Only = Callable[..., "Report"]
