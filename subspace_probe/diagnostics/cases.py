@@ -18,6 +18,7 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.diagnostics.natural import Natural
+from subspace_probe.finders import MODEL_FINDERS
 from subspace_probe.interventions.conditions import Condition
 from subspace_probe.models.hooked import HookedModel
 
@@ -108,6 +109,15 @@ class Case:
         if self.natural is None:
             raise ConfigError(f"A check needs natural pairs, but {self.no_natural}")
         return self.natural
+
+    @property
+    def no_refit(self) -> str:
+        """Why the subspace cannot be found again from activations; empty where it can."""
+        if self.whole or (self.finder and self.acts and self.finder.name not in MODEL_FINDERS):
+            return self.whole
+        if self.finder and self.acts:
+            return f"{self.finder.name} needs the model to find a subspace again; see trained_nulls."
+        return "audit was not told how the subspace was found (refit=...)."
 
     @property
     def whole(self) -> str:

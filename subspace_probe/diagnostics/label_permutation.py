@@ -44,9 +44,7 @@ class LabelPermutation(CaseCheck):
 
     def missing(self, case: Case) -> str:
         """Needs the finder and what it was fitted on."""
-        if case.whole or (case.finder and case.acts):
-            return case.whole
-        return "audit was not told how the subspace was found (refit=...)."
+        return case.no_refit
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """One condition a draw."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.errors import DataError, PositionError, SiteError
@@ -13,7 +13,7 @@ from subspace_probe.core.findings import Finding, Verdict
 from subspace_probe.core.intervals import range_of
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Line, Prompts
 from subspace_probe.finders.das import DAS
-from subspace_probe.finders.interchange import Interchange, cross_entropy, within
+from subspace_probe.finders.interchange import Interchange
 from subspace_probe.finders.interchange_training import Schedule, linearised, train
 from subspace_probe.interventions.conditions import Condition, outcomes
 
@@ -120,42 +120,7 @@ class TrainedNulls(CaseCheck):
         away = torch.linalg.qr(torch.cat([case.subspace.basis.double().cpu(), axes]).T)[0].T.float()
         first = linearised(task, rank, seed=das.seed).cpu()
         random = torch.randn(self.draws - 1, *first.shape, generator=drawn)
-        return shuffled, trained_apart(schedule, task, true, torch.cat([first[None], random]), away)
-
-
-def trained_apart(
-    schedule: Schedule,
-    task: Interchange,
-    labels: Int[Tensor, "arm n"],
-    start: Float[Tensor, "arm k d"],
-    away: Float[Tensor, "m d"],
-) -> Float[Tensor, "arm k d"]:
-    """Subspaces trained as by `train`, every one orthogonal to the orthonormal rows `away` at every step."""
-    device = task.states.device
-    away, width = away.to(device), start.shape[-1]
-
-    def frame(free: Tensor) -> Tensor:
-        return torch.linalg.qr((free - free @ away.T @ away).mT)[0].mT
-
-    free = (frame(start.to(device)) * width**0.5).requires_grad_()
-    optimiser = torch.optim.Adam([free], lr=schedule.lr)
-    rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=schedule.steps)
-    order, queue = torch.Generator().manual_seed(schedule.seed), list[int]()
-    for step in range(schedule.steps):
-        queue = queue or torch.randperm(len(task.chunks), generator=order).tolist()
-        index = queue.pop()
-        sources = task.sources(same=schedule.same, seed=schedule.seed + 1000 * step)
-        wanted = task.split(task.wanted(labels, sources))[index]
-        with torch.enable_grad():
-            change = within(frame(free))
-        logits = task.logits(task.chunks[index], task.split(sources)[index], change, arms=len(start), grad=True)
-        with torch.enable_grad():
-            loss = cross_entropy(logits, wanted).mean(1).sum()
-        (free.grad,) = torch.autograd.grad(loss, [free])
-        optimiser.step()
-        rate.step()
-    with torch.no_grad():
-        return frame(free).detach()
+        return shuffled, train(schedule, task, true, torch.cat([first[None], random]), away=away).bases
 
 
 def _settings(case: Case) -> DAS:

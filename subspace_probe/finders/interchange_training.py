@@ -47,6 +47,7 @@ def train(
     labels: Int[Tensor, "arm n"],
     start: Float[Tensor, "arm k d"],
     *,
+    away: Float[Tensor, "m d"] | None = None,
     progress: bool = False,
 ) -> Trained:
     """Minimise the cross-entropy of the wanted answers, every arm for itself.
@@ -54,8 +55,15 @@ def train(
     Args:
         labels: the variable that is to be carried, one an arm.
         start: orthonormal rows.
+        away: orthonormal rows that every subspace is kept orthogonal to.
     """
     width, device = start.shape[-1], task.states.device
+    off = None if away is None else away.to(device)
+
+    def frame() -> Tensor:
+        outside = free if off is None else free - free @ off.T @ off
+        return torch.linalg.qr(outside.mT)[0].mT
+
     # columns as long as the square root of their width, so that a step of Adam turns them by about its rate
     free = (start.to(device) * width**0.5).requires_grad_()
     edge = torch.zeros(len(start), device=device, requires_grad=True)
@@ -70,7 +78,8 @@ def train(
         mask, share = _mask(edge, start.shape[1], step / schedule.steps, schedule.boundary)
         sources = task.sources(same=schedule.same, seed=schedule.seed + 1000 * step)
         wanted = task.split(task.wanted(labels, sources))[index]
-        change = within(torch.linalg.qr(free.mT)[0].mT, mask)
+        with torch.enable_grad():
+            change = within(frame(), mask)
         logits = task.logits(task.chunks[index], task.split(sources)[index], change, arms=len(start), grad=True)
         with torch.enable_grad():
             loss = cross_entropy(logits, wanted).mean(1).sum()
@@ -82,7 +91,7 @@ def train(
         shown.set_postfix(loss=f"{float(loss.detach()) / len(start):.3f}")
     with torch.no_grad():
         kept, _ = _mask(edge, start.shape[1], 1.0, schedule.boundary)
-        return Trained(torch.linalg.qr(free.mT)[0].mT.detach(), (kept > 0.5).to(free))
+        return Trained(frame().detach(), (kept > 0.5).to(free))
 
 
 def linearised(

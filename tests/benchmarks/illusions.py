@@ -20,12 +20,14 @@ from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.linalg.resampling import clopper_pearson
 from subspace_probe.organisms.illusions import LabelledSubspace, faithful_cases, illusory_cases, inflated_cases
+from subspace_probe.organisms.unused import unused_cases
 
 CHECKS = ("exchange", "containment", "reader_split", "dormancy", "clamp", "readable", "elsewhere")
 WANTED = {
     "illusory": ("refuted", Expectation(above=0.9)),
     "faithful": ("refuted", Expectation(below=0.05)),
     "inflated": ("supported", None),
+    "unused": ("refuted", Expectation(above=0.9)),
     "random": ("supported", Expectation(below=0.0)),
 }
 """Of each label: the verdict that is counted, and how often it should come out."""
@@ -92,16 +94,22 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="of each label")
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--random", type=int, default=200)
-    parser.add_argument("--labels", nargs="*", default=["illusory", "faithful", "inflated"])
+    parser.add_argument("--labels", nargs="*", default=["illusory", "faithful", "inflated", "unused"])
     parser.add_argument("--calibration", action="store_true", help="the organisms that margins were set on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     began, rows, places = time.monotonic(), list[dict[str, object]](), list[LabelledSubspace]()
-    builders = {"illusory": illusory_cases, "faithful": faithful_cases, "inflated": inflated_cases}
+    builders = {
+        "illusory": illusory_cases,
+        "faithful": faithful_cases,
+        "inflated": inflated_cases,
+        "unused": unused_cases,
+    }
     for label in options.labels:
         for case in tqdm(builders[label](calibration=options.calibration, limit=options.limit), desc=label):
-            rows.append(row_of(case, label, options.pairs))
+            if case.label == label:  # those of no use bring positive controls
+                rows.append(row_of(case, label, options.pairs))
             if len(places) < 12 and not any(case.site == place.site and case.model is place.model for place in places):
                 places.append(case)
     for case in tqdm(randoms(places, options.random), desc="random", total=options.random):
