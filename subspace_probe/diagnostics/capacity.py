@@ -32,7 +32,8 @@ class Capacity(CaseCheck):
 
     Estimate: IC. Null: none; IC is a property of the site and not of the subspace. At `full` and above the site can
     host an illusion of full strength whatever the truth, so the effect of the exchange alone says nothing:
-    inconclusive; else supported. Never decides. In the toy of three neurons IC of the illusory component is 1, its C 0;
+    inconclusive, as where that subspace changes so many more answers than the whole state does; else supported. Never
+    decides. In the toy of three neurons IC of the illusory component is 1, its C 0;
     measured: .07 to .25 at 14 faithful directions of the residual stream, .41 to 1.75 at MLPs with 14 illusory ones. A
     faithful subspace does about what the optimum does on held-out pairs (.96 against .99); an illusory one points along
     it (|cos| .99999 in the analytic bed). Applies to every intervention with a subspace, and a metric with a gradient.
@@ -59,9 +60,10 @@ class Capacity(CaseCheck):
         return "" if read else "nothing that is computed from the site reaches the metric."
 
     def conditions(self, case: Case) -> Sequence[Condition]:
-        """The subspace, and the strongest of its rank to first order."""
+        """The subspace, the strongest of its rank to first order, and the whole state."""
         pairs = case.pairs
-        return [pairs.moved(pairs.within(case.subspace)), pairs.moved(self._strongest(case))]
+        moves = (pairs.within(case.subspace), self._strongest(case), pairs.difference)
+        return [pairs.moved(move) for move in moves]
 
     def passes(self, case: Case) -> int:
         """Gradients along the path; elsewhere the split by the reader has them already."""
@@ -81,10 +83,13 @@ class Capacity(CaseCheck):
             f"dimension {whole + estimate:.0%}; the strongest subspace of rank {case.subspace.rank}, run on held-out "
             f"pairs, moves {shares[1]:.0%} and changes the side of {flips[1]:.0%} of prompts, this one {shares[0]:.0%} "
             f"and {flips[0]:.0%}; |cos| between them {cosine:.2f} (an illusion at full strength needs "
-            f"{self.full:.0%} beyond the whole exchange, here {estimate:.0%})"
+            f"{self.full:.0%} beyond the whole exchange, here {estimate:.0%} to first order; the whole, run, changes "
+            f"{flips[2]:.0%})"
         )
         claim = "the site cannot host an illusion of full strength"
-        verdict = "supported" if interval.high < self.full else "inconclusive"
+        # gradients see no pathway that is silent along the whole way from base to source, but what was run may use one
+        hosted = flips[1] - flips[2] >= self.full
+        verdict = "supported" if interval.high < self.full and not hosted else "inconclusive"
         return [Finding("mechanism.capacity", claim, estimate, interval, None, len(pairs), verdict, note=note)]
 
     def _strongest(self, case: Case) -> Float[Tensor, "rows d"]:

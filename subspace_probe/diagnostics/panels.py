@@ -133,8 +133,7 @@ def capacity_rows(case: Case, values: Mapping[str, Tensor]) -> list[Row]:
         found = mean_of(by_prompt(pairs, shares), pairs.prompts.groups, seed=case.seed)
         rows.append(_effect(patch, "first order", *found))
     runs = {"subspace": values["capacity"][0], "best subspace of its rank, held out": values["capacity"][1]}
-    if "containment" in values:
-        runs["whole state"] = values["containment"][1]
+    runs["whole state"] = values["capacity"][2]
     rows += [_effect(patch, "run", *pairs.share_of(run, seed=case.seed)) for patch, run in runs.items()]
     return rows
 

@@ -16,12 +16,15 @@ def test_there_are_examples() -> None:
 
 
 @pytest.fixture
-def said(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def said(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> str:
     """What a script prints."""
     from subspace_probe.organisms import organism_path
 
     if not (organism_path("chat") / "config.json").is_file():
         pytest.skip("the weights of organism:chat are not in this checkout")
+    monkeypatch.chdir(tmp_path)  # some write their report
     monkeypatch.setattr("sys.argv", [str(FOLDER / request.param)])
     runpy.run_path(str(FOLDER / request.param), run_name="__main__")
     return capsys.readouterr().out
@@ -83,3 +86,10 @@ def test_patch_clamp_and_bake(said: str) -> None:
     memory, note = (line.split(": ")[1] for line in said.splitlines() if line.startswith("clamped to"))
     assert memory != note
     assert float(said.split()[-1]) < 1e-4
+
+
+@pytest.mark.parametrize("said", ["06_is_it_an_illusion.py"], indirect=True)
+def test_is_it_an_illusion(said: str) -> None:
+    assert "planted: control supported, mechanism refuted" in said
+    assert "stream: control supported, mechanism supported" in said
+    assert said.count("changes the side of 100% of prompts") >= 2
