@@ -49,14 +49,15 @@ def counts(report: Report) -> str:
 
 
 def lines(report: Report) -> str:
-    """The two verdicts of an audit side by side, never one score; nothing in reports without them."""
+    """The verdicts of an audit side by side, never one score; those that were asked for."""
     found = {finding.name: finding for finding in report.findings if finding.name in LINES}
-    if set(found) != set(LINES):
+    if not found:
         return ""
     cards = "".join(
         f'<div class="line"><h2>{name.capitalize()} {badge(found[name].verdict)}</h2><p>{question}</p>'
         f'<p class="plain">{said.get(found[name].verdict, found[name].verdict)}</p>{_why(found[name])}</div>'
         for name, (question, said) in LINES.items()
+        if name in found
     )
     key = "Either can hold without the other: one may steer by a direction that the model never uses."
     return f'<section class="lines" id="verdicts">{cards}</section><p class="key">{key}</p>'

@@ -23,12 +23,13 @@ def examined(chat) -> Any:
     from subspace_probe.diagnostics.containment import Containment
     from subspace_probe.diagnostics.dormancy import Dormancy
     from subspace_probe.diagnostics.exchange import Exchange
+    from subspace_probe.diagnostics.random_controls import RandomControls
     from subspace_probe.diagnostics.reader_split import ReaderSplit
 
     requests = sp.load_contrast("organism:chat/requests", split="test", n=48).where(framing=0)
     acts = chat.capture(requests, sites=sp.Site(2), where=sp.T_POST_INST)
     steer = sp.Steer(sp.MeanDifference(null_draws=0).fit(acts, sp.Site(2)), where=sp.T_POST_INST)
-    checks = [Exchange(draws=8), Containment(), ReaderSplit(), Dormancy(), Clamp(), Capacity()]
+    checks = [RandomControls(draws=4), Exchange(draws=8), Containment(), ReaderSplit(), Dormancy(), Clamp(), Capacity()]
     return examine(chat, steer, requests, "refusal_score", checks=checks, natural=requests, pairs=8)
 
 
