@@ -150,6 +150,8 @@ def examine(
         findings += found
         rows += [_row(f, check.question) for f in found]
     lines = verdict_lines(findings)
+    if progress:
+        print(plan.spent(shared, seconds), file=sys.stderr)
     rows = [_row(line, "The verdict") for line in lines] + rows
     config = {"intervention": repr(intervention), "metric": name, "margin": own, "budget": limit or 0.0}
     provenance = Provenance.now(

@@ -57,6 +57,13 @@ class Plan:
         text = f"audit: {len(running)} checks, about {self.cost:.0f} times the measurement ({shown})"
         return text + (f"; left out for the budget: {', '.join(left)}" if left else "")
 
+    def spent(self, shared: float, seconds: Mapping[str, float]) -> str:
+        """One line on what it took."""
+        rows = self.table(shared, seconds).records()
+        total = sum(row["seconds"] for row in rows)
+        dear = sorted(rows[1:], key=lambda row: -row["seconds"])[:4]
+        return f"audit: {total:.1f} s, most for " + ", ".join(f"{row['check']} {row['seconds']:.1f}" for row in dear)
+
     def table(self, shared: float, seconds: Mapping[str, float]) -> Table:
         """What was estimated and what it took; shared passes are divided by what was run in them."""
         second = shared / (self.unit + sum(item.shared for item in self.items))

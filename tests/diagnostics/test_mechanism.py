@@ -310,3 +310,21 @@ def test_at_a_site_that_is_used_what_is_used_is_supported_and_a_mere_reader_refu
         if len(verdicts) == 3:
             break
     assert verdicts == {"planted": "supported", "lda": "refuted", "lda without planted": "refuted"}
+
+
+@pytest.mark.slow
+def test_a_subspace_that_takes_a_skill_with_it_is_refuted_on_control_and_the_one_that_spares_it_is_not() -> None:
+    """Both take refusals away, and both are what the model uses: only what else they do tells them apart."""
+    from itertools import islice
+
+    import subspace_probe as sp
+    from subspace_probe.organisms.entangled import entangled_cases
+
+    verdicts: dict[str, str] = {}
+    for case in islice(entangled_cases(), 2):
+        harmful, _ = case.pairs.sides()
+        checks = ["integrity", "random_controls", "specificity"]
+        edit = sp.Ablate(case.subspace)
+        report = sp.audit(case.model, edit, harmful, case.metric, neutral=case.skill, checks=checks)
+        verdicts[case.label] = report.finding("control").verdict
+    assert verdicts == {"entangled": "refuted", "faithful": "supported"}
