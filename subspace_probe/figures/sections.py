@@ -7,7 +7,7 @@ from typing import Any
 
 from subspace_probe.core.reports import Report
 from subspace_probe.figures.rows import distinct, select
-from subspace_probe.figures.verdicts import badge
+from subspace_probe.figures.verdicts import audited, badge
 
 
 def answer(report: Report) -> str:
@@ -27,7 +27,10 @@ def questions(report: Report) -> str:
         f"<td>{html.escape(str(row['answer']))}</td><td>{badge(str(row['verdict']))}</td></tr>"
         for row in rows
     )
-    return _section("questions", "What was checked", _table(("check", "question", "answer", "verdict"), body))
+    title, table = "What was checked", _table(("check", "question", "answer", "verdict"), body)
+    if audited(report):  # its findings say the same, with their numbers
+        return f'<section id="questions"><details><summary><h2>{title}</h2></summary>{table}</details></section>'
+    return _section("questions", title, table)
 
 
 def completions(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.reports import Report, number, span
@@ -95,15 +95,28 @@ def unmet(report: Report) -> str:
 
 
 def findings(report: Report) -> str:
-    """The table of all findings."""
+    """The table of all findings; of an audit, the many checks that did not apply are a folded list below it."""
     if not report.findings:
         return "<p>This report has no findings.</p>"
+    left = [f for f in report.findings if f.verdict == "not tested" and f.name not in LINES] if audited(report) else []
     head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
-    body = "".join(map(_row, report.findings))
+    body = "".join(_row(finding) for finding in report.findings if finding not in left)
     return (
         f'<div class="wide"><table class="findings"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<p class="key">{picture_key()}</p>'
+        f'<p class="key">{picture_key()}</p>{_untested(left)}'
     )
+
+
+def audited(report: Report) -> bool:
+    """Whether a report has the verdicts of an audit."""
+    return any(finding.name in LINES for finding in report.findings)
+
+
+def _untested(left: Sequence[Finding]) -> str:
+    if not left:
+        return ""
+    said = "".join(f"<li><code>{html.escape(f.name)}</code> {html.escape(f.note)}</li>" for f in left)
+    return f"<details><summary>Not tested: {len(left)} checks, and why</summary><ul>{said}</ul></details>"
 
 
 def picture_key() -> str:
