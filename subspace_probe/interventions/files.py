@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
+from jaxtyping import jaxtyped
 from torch import Tensor
 
 from subspace_probe.core.errors import ConfigError, StoreError, SubspaceProbeError, unknown
@@ -181,7 +182,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(origin, type):  # sequences
         listed = isinstance(value, list | tuple)
         return listed and all(_fits(item, args[0]) for item in cast("Sequence[Any]", value))
-    return isinstance(value, hint) if isinstance(hint, type) else True
+    with jaxtyped("context"):  # sizes of one field say nothing about the next one's
+        return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def _read_tensor(fields: Mapping[str, Any]) -> Tensor:
