@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Interval
 from subspace_probe.linalg import ranking, resampling
 
@@ -70,6 +71,8 @@ def range_of(draws: Tensor, of: str) -> Interval:
     """
     values = draws.double().flatten().sort().values
     n = len(values)
+    if not n:
+        raise ConfigError("A null of no draws was asked for. Give 40 draws or more, or leave the check out.")
     out = max(1, int(0.025 * (n + 1)))
     level = max(0.0, (n + 1 - 2 * out) / (n + 1)) if n < 39 else 0.95
     return Interval(float(values[out - 1]), float(values[n - out]), level, of=of)

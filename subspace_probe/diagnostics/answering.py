@@ -26,10 +26,13 @@ def ranked(look: Look, found: Mapping[str, Finding]) -> list[Answer]:
     answers = [*_lost(look, of), *_remedies(look, of)]
     if real:
         answers.append(("weak", f"It has an effect, but a small one: {_say(effect)}", "no_effect.effect"))
+    elif effect.verdict == "unaudited":
+        text = f"Too few prompts to tell whether it has an effect: {_say(effect)}"
+        answers.append(("few", text, "no_effect.effect"))
     elif abs(effect.estimate) >= NOTHING:
         text = f"It has an effect, but one that cannot be told from that of random directions: {_say(effect)}"
         answers.append(("disturbs", text, "no_effect.effect"))
-    answers += [*_reasons(of), *_beside(of)]
+    answers += [*_reasons(of, look.used), *_beside(of)]
     if not answers:
         text = "Nothing that was tried moves the metric on these prompts: look at the metric (is it saturated?) and at "
         answers.append(("metric", f"{text}the prompts. {_say(effect)}", "no_effect.effect"))
@@ -69,9 +72,13 @@ def _remedies(look: Look, of: Mapping[str, Finding]) -> list[Answer]:
     ]
 
 
-def _reasons(of: Mapping[str, Finding]) -> list[Answer]:
-    """Why nothing works: the direction, or the site."""
+def _reasons(of: Mapping[str, Finding], used: float | None) -> list[Answer]:
+    """Why nothing works: the direction, or the site; or there is little to act on, where its exchange does work."""
     answers: list[Answer] = []
+    if used is not None and abs(used) >= WORKS:
+        text = "The subspace is used, but these prompts give the intervention little to do along it: exchanged between "
+        text += f"prompts that differ, it works ({_say(of['whole'])}); {_say(of['size'])}"
+        return [("little", text, "no_effect.whole")]
     if of["read"].verdict == "refuted" and of["whole"].verdict != "refuted" and of["arrives"].estimate > GONE:
         there = " although the site is: its whole state moves the behaviour" * (of["whole"].verdict == "supported")
         text = f"The direction is not read{there}: {_say(of['read'])}; {_say(of['whole'])}"

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import DataError, PositionError, SiteError
+from subspace_probe.core.errors import ConfigError, DataError, PositionError, SiteError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
-from subspace_probe.diagnostics.budgets import QUICK, Plan, few, planned
+from subspace_probe.diagnostics.budgets import Plan, few, limit_of, planned
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Prompts, place_of, subspace_of
 from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.diagnostics.panels import tables_of
@@ -53,7 +53,7 @@ def audit(
     checks: Sequence[str | CaseCheck] | None = None,
     natural: Contrast | None = None,
     rerouted: Contrast | None = None,
-    budget: float | Literal["quick"] | None = None,
+    budget: float | str | None = None,
     pairs: int = 64,
     margin: float | None = None,
     seed: int = 0,
@@ -70,7 +70,8 @@ def audit(
             the contrast, or what the subspace was found on, where these have pairs; better neither, but held out.
         rerouted: prompts (label 0), each paired with the one that replaces it to move its states (label 1).
         budget: at most so many times the cost of the measurement (the prompts without and with the intervention);
-            "quick" is 20. What it left out is named in the report. Costs are estimates, in prompts run.
+            "quick" stays below 20. What it left out is named in the report. Costs are estimates of model passes; on
+            tiny models what surrounds the passes weighs more.
         pairs: at most so many natural pairs.
         margin: half-width of "no effect" in units of the metric. Default: a tenth of the clean gap between the
             classes, or of the metric's standard deviation where the prompts are of one class.
@@ -110,7 +111,7 @@ def examine(
     checks: Sequence[str | CaseCheck] | None = None,
     natural: Contrast | None = None,
     rerouted: Contrast | None = None,
-    budget: float | Literal["quick"] | None = None,
+    budget: float | str | None = None,
     pairs: int = 64,
     margin: float | None = None,
     seed: int = 0,
@@ -119,10 +120,18 @@ def examine(
     """`audit`, with the metric of every prompt under every condition, for studies that report more of it."""
     name, judge = name_of(metric), metric_for(metric, model)
     finder, acts = _refit(model, intervention, refit)
-    limit = QUICK if budget == "quick" else budget
+    limit = limit_of(budget)
+    if margin is not None and not margin >= 0:
+        raise ConfigError(f"margin={margin} was given. It is the half-width of no effect, in units of the metric.")
     case = Case(model, intervention, contrast, judge, name, 0.0, finder, acts, neutral, rerouted=rerouted, seed=seed)
     asked = CHECKS.names() if checks is None else checks
+    if isinstance(asked, str) or any(isinstance(check, type) for check in asked):
+        raise ConfigError(
+            f"checks={asked!r} was given. Give a list of names, or of checks such as RandomControls(200)."
+        )
     chosen: list[CaseCheck] = [CHECKS.load(check)() if isinstance(check, str) else check for check in asked]
+    if limit is not None:
+        chosen = [check.frugal() for check in chosen]
     if any(check.on == "natural" or check.line == "mechanism" for check in chosen):
         most = pairs if limit is None else min(pairs, few(len(contrast)))
         case = _with_natural(case, natural or _paired(contrast, refit), most)
@@ -131,6 +140,7 @@ def examine(
         print(plan.announced(), file=sys.stderr)
     started = time.perf_counter()
     ran = _run(case, plan, progress)
+    _require_finite(ran, name)
     own = _margin(ran["contrast"][0], contrast) if margin is None else margin
     case = replace(case, clean=ran["contrast"][0], edited=ran["contrast"][1], margin=own)
     shared = time.perf_counter() - started
@@ -149,7 +159,7 @@ def examine(
         seconds[check.name] = time.perf_counter() - started
         findings += found
         rows += [_row(f, check.question) for f in found]
-    lines = verdict_lines(findings)
+    lines = [_with_overlap(line, case) for line in verdict_lines(findings)]
     if progress:
         print(plan.spent(shared, seconds), file=sys.stderr)
     rows = [_row(line, "The verdict") for line in lines] + rows
@@ -163,6 +173,16 @@ def examine(
     }
     report = Report("audit", (*lines, *findings), tables | tables_of(case, values), provenance)
     return Examination(case, report, values)
+
+
+def _with_overlap(line: Finding, case: Case) -> Finding:
+    """The verdict on mechanism says so where it was asked of the prompts that the subspace was found on."""
+    if line.name != "mechanism" or line.verdict == "not tested" or case.natural is None or case.acts is None:
+        return line
+    own = set(map(repr, case.acts.contrast.prompts))
+    shared = sum(repr(prompt) in own for prompt in case.natural.prompts.prompts)
+    note = f"{line.note}; {shared} of {len(case.natural)} natural prompts are among those it was found on"
+    return replace(line, note=note) if shared else line
 
 
 def _row(finding: Finding, question: str) -> dict[str, str]:
@@ -185,6 +205,15 @@ def _run(case: Case, plan: Plan, progress: bool) -> dict[Prompts, Float[Tensor, 
         else:
             ran[on] = torch.empty(0, len(prompts), dtype=torch.float64)
     return ran
+
+
+def _require_finite(ran: Mapping[Prompts, Tensor], name: str) -> None:
+    for on, values in ran.items():
+        if bad := (~values.isfinite().all(0)).nonzero().flatten().tolist():
+            raise DataError(
+                f"{name} is not finite for the {on} prompts {bad[:5]}, so no mean of it means anything. Look for "
+                "logits that overflow, or leave these prompts out."
+            )
 
 
 def _with_natural(case: Case, contrast: Contrast | None, pairs: int) -> Case:

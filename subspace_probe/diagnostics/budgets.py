@@ -5,12 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.reports import Table
+from subspace_probe.core.tokens import TokenBatch, Where
 from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.interventions.conditions import Condition
 
-QUICK = 20.0
-"""Times the cost of the measurement, for `budget="quick"`."""
+QUICK = 14.0
+"""Times the cost of the measurement that `budget="quick"` plans for; with captures and the like it stays under 20."""
+SHORT = 1.6
+"""What a token costs where a pass goes on from a prefix by a few of them, beside one of a whole prompt; measured."""
 
 
 @final
@@ -82,14 +87,45 @@ class Plan:
         return Table.of(rows, "cost of each check: estimated in multiples of the measurement, and measured")
 
 
-def _rerun(case: Case, conditions: Sequence[Condition]) -> float:
-    """How many whole passes the conditions come to: what lies below their lowest edit is computed once for all."""
-    n_layers = case.model.spec.n_layers
-    total = 0.0
+def limit_of(budget: float | str | None) -> float | None:
+    """A budget as a number.
+
+    Raises:
+        ConfigError: neither "quick" nor a positive number.
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, str) and budget != "quick":
+        raise ConfigError(f"budget={budget!r} was given. Give 'quick', or how many times the measurement it may cost.")
+    limit = QUICK if isinstance(budget, str) else float(budget)
+    if not limit > 0:
+        raise ConfigError(f"budget={budget!r} was given. It is a multiple of the cost of the measurement: 20, say.")
+    return limit
+
+
+def _rerun(case: Case, prompts: Contrast, conditions: Sequence[Condition]) -> float:
+    """How many whole passes over the prompts the conditions come to.
+
+    What lies below their lowest edit, and before their first token, is computed once for all; the unembedding of the
+    last token is not.
+    """
+    spec, batch = case.model.spec, case.model.tokens(prompts)
+    block, head = 12 * spec.d_model**2, spec.d_vocab * spec.d_model
+    total, known = 0.0, dict[Where, float]()
     for condition in conditions:
-        sites = [] if condition is None else [site.lifted(n_layers) for site in condition.edits(n_layers)]
-        total += (n_layers - min((site.layer for site in sites), default=n_layers)) / n_layers
-    return total
+        if condition is None:
+            continue
+        sites = [site.lifted(spec.n_layers) for site in condition.edits(spec.n_layers)]
+        layers = spec.n_layers - min((site.layer for site in sites), default=spec.n_layers)
+        if condition.where not in known:
+            known[condition.where] = _columns(batch, condition.where)
+        total += SHORT * layers * known[condition.where] * block + head
+    return total / (spec.n_layers * batch.ids.shape[1] * block + head)
+
+
+def _columns(batch: TokenBatch, where: Where) -> int:
+    touched = (batch.select(where, batch.positions) & batch.mask).any(0).nonzero()
+    return batch.ids.shape[1] - int(touched[0]) if len(touched) else 1
 
 
 def few(prompts: int) -> int:
@@ -102,10 +138,13 @@ _LEFT = "left out for the budget"
 
 def planned(case: Case, checks: Sequence[CaseCheck], limit: float | None) -> Plan:
     """Which checks run, in their order, until the budget is spent; a dear one is passed over for cheaper ones."""
-    unit, spent = len(case.contrast) * (1.0 + _rerun(case, [case.intervention])), 0.0
+    unit, spent = len(case.contrast) * (1.0 + _rerun(case, case.contrast, [case.intervention])), 0.0
     items: list[Item] = []
     for check in checks:
         started = time.perf_counter()
+        if limit is not None and spent >= limit * unit:
+            items.append(Item(check, reason=f"{_LEFT} of {limit:g} times the measurement, which was spent"))
+            continue
         item = _item(case, check)
         if not item.reason and limit is not None and spent + item.cost > limit * unit:
             of = f"{_LEFT} of {limit:g} times the measurement: it costs {item.cost / unit:.1f}"
@@ -122,6 +161,6 @@ def _item(case: Case, check: CaseCheck) -> Item:
     if reason:
         return Item(check, reason=reason)
     conditions = check.conditions(case)
-    prompts = len(case.contrast) if check.on == "contrast" or case.natural is None else len(case.natural)
-    shared = prompts * _rerun(case, conditions)
+    prompts = case.contrast if check.on == "contrast" or case.natural is None else case.natural.prompts
+    shared = len(prompts) * _rerun(case, prompts, conditions)
     return Item(check, conditions, shared + check.passes(case), shared)

@@ -67,7 +67,7 @@ class Capacity(CaseCheck):
 
     def passes(self, case: Case) -> int:
         """Gradients along the path; elsewhere the split by the reader has them already."""
-        return 15 * len(case.pairs) if case.pairs.site.stream in ("mlp_post", "z") else 0
+        return 6 * len(case.pairs) if case.pairs.site.stream in ("mlp_post", "z") else 0
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """Capacity of the site, and what its strongest patch does."""

@@ -169,3 +169,7 @@ class CaseCheck(Protocol):
     def passes(self, case: Case) -> int:
         """Prompts that `read` runs beside the conditions."""
         return 0
+
+    def frugal(self) -> "CaseCheck":
+        """The same with as few draws as a verdict needs, for audits with a budget."""
+        return self

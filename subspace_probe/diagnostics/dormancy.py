@@ -123,7 +123,7 @@ class Dormancy(CaseCheck):
 
     def passes(self, case: Case) -> int:
         """Gradients, where no weight reads the site; shared with the split."""
-        return 0 if case.natural is None else gradient_passes(case) // 15
+        return 0 if case.natural is None else gradient_passes(case) // 6
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """How far the patch moves states beyond where the model's own are."""
@@ -131,6 +131,9 @@ class Dormancy(CaseCheck):
         at = coordinates(case)
         if at is None:
             return [case.untested(self, "no part of the subspace is read.")]
+        k, fewest = at.natural.shape[1], int(torch.bincount(at.labels, minlength=2).min())
+        if fewest < 3 * (k + 1):
+            return [case.untested(self, f"{fewest} states of a class say too little of the spread of {k} coordinates.")]
         z = at.z()
         verdict: Verdict = "refuted" if z >= self.dormant else "supported" if z <= self.awake else "inconclusive"
         note = (

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.findings import Finding
+from subspace_probe.core.tokens import LAST
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Line, Prompts
 from subspace_probe.interventions.conditions import Condition
 
@@ -19,7 +21,7 @@ class Elsewhere(CaseCheck):
 
     The positive control of an exchange without effect: where the same prompts and the same metric do move. Estimate:
     the largest share restored; supported from `works` on. The whole state behind the last layer at the last token
-    always works, since the logits are computed from it, so the note gives the earliest layer at each position: an
+    always works, since the logits are computed from it, and does not count. The note gives the earliest layer: an
     exchange at the site's own tokens that works says that the site is read, and not along this subspace; none, that
     the site is not read. Applies to every intervention with a subspace.
     """
@@ -44,7 +46,8 @@ class Elsewhere(CaseCheck):
         """The best place, and the earliest that works."""
         pairs = case.pairs
         places, shares = pairs.residual(self.layers), pairs.shares(values).mean(1)
-        best = int(shares.argmax())
+        trivial = [site.layer + 1 == pairs.model.spec.n_layers and where == LAST for site, where, _ in places]
+        best = int(shares.masked_fill(torch.tensor(trivial), -torch.inf).argmax())
         estimate, interval = pairs.share_of(values[best], seed=case.seed)
         said: list[str] = []
         for where in dict.fromkeys(where for _, where, _ in places):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import DataError, PositionError
+from subspace_probe.core.errors import ConfigError, DataError, PositionError
 from subspace_probe.core.findings import Interval
 from subspace_probe.core.intervals import mean_of, shares
 from subspace_probe.core.protocols import Metric
@@ -48,7 +48,9 @@ class Natural:
         pairs: at most so many are used.
 
     Raises:
-        DataError: no complete pair, or one only; pairs that differ in how many tokens they have there.
+        DataError: no complete pair, or one only; pairs that differ in how many tokens they have there; a metric that
+            does not tell their sides apart.
+        ConfigError: fewer than two pairs asked for.
         PositionError: prompts without such a token.
     """
 
@@ -63,7 +65,9 @@ class Natural:
         pairs: int = 64,
         batch_tokens: int = 4096,
     ) -> None:
-        positive, negative = contrast.first_pairs(pairs).sides()
+        if pairs < 2:
+            raise ConfigError(f"pairs={pairs} was given. Natural pairs must be at least two, better thirty.")
+        positive, negative = _different(contrast).first_pairs(pairs).sides()
         if len(positive) < 2:
             raise DataError(f"{contrast.name!r} has one complete pair only. Give at least two, better thirty.")
         self.model, self.where, self.metric = model, where, metric
@@ -79,6 +83,22 @@ class Natural:
         self.clean: Float[Tensor, " n"] = outcomes(
             model, self.prompts.prompts, [None], [metric], batch_tokens=batch_tokens
         )[0, 0]
+        self._require_gap(contrast.name)
+
+    def _require_gap(self, name: str) -> None:
+        half = len(self.clean) // 2
+        gaps = self.clean[half:] - self.clean[:half]
+        mean, interval = mean_of(gaps, self.prompts.groups[:half], seed=0)
+        # of one group there is no interval, and then the pairs must agree
+        apart = (
+            interval.low > 0 or interval.high < 0 or (interval.low != interval.low and bool((gaps * mean > 0).all()))
+        )
+        if not bool(gaps.isfinite().all()) or not apart:
+            raise DataError(
+                f"The metric does not tell the two sides of the pairs of {name!r} apart: positive minus negative is "
+                f"{mean:.3g} on average, from {interval.low:.3g} to {interval.high:.3g}. Check that partners differ in "
+                "the variable, that labels are right, and that the metric measures what the variable decides."
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -235,6 +255,18 @@ def partner_rows(prompt: Int[Tensor, " rows"], n: int, where: Where) -> Int[Tens
             "cannot be exchanged one by one. Choose one token, such as LAST or T_INST."
         )
     return torch.arange(len(prompt)).roll(len(prompt) // 2)
+
+
+def _different(contrast: Contrast) -> Contrast:
+    """Without pairs that are copies of earlier ones: they are no further evidence."""
+    sides: dict[int, list[str]] = {}
+    for pair, prompt, label in zip(contrast.pairs, contrast.prompts, contrast.labels, strict=True):
+        sides.setdefault(pair, []).append(f"{label} {prompt!r}")
+    first: dict[tuple[str, ...], int] = {}
+    for pair, shown in sides.items():
+        first.setdefault(tuple(sorted(shown)), pair)
+    kept = set(first.values())
+    return contrast.take([row for row, pair in enumerate(contrast.pairs) if pair in kept])
 
 
 def _joined(negative: Contrast, positive: Contrast) -> Contrast:

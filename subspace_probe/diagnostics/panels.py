@@ -59,7 +59,7 @@ def illusion_rows(case: Case, values: Mapping[str, Tensor]) -> list[Row]:
     if "containment" in values:
         for (name, _), observed in zip(pairs.containers, values["containment"][1:], strict=True):
             rows.append(_part(case, name, observed))
-    for drawn in values["exchange"][1:] if "exchange" in values else ():
+    for drawn in values["exchange"][1:-1] if "exchange" in values else ():
         share, flips = float(pairs.shares(drawn).mean()), float(pairs.flips(drawn).double().mean())
         rows.append(_row("random subspace", "null", (share, None), (flips, None)))
     return rows

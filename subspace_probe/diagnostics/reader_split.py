@@ -91,10 +91,14 @@ def unreadable(case: Case) -> str:
         reader: ReadSpace = case.natural.read_space
     except (ConfigError, UnsupportedSite, BackendError) as error:
         return str(error)
-    return "" if reader.rank else f"nothing reads the site: {reader.of}."
+    if not reader.rank:
+        return f"nothing reads the site: {reader.of}."
+    if reader.split(case.subspace).visible > 1 - 1e-6:
+        return f"all of the subspace is read, so there is no part that is not ({reader.of})."
+    return ""
 
 
 def gradient_passes(case: Case) -> int:
     """Prompts run for the gradients along the path, a backward pass counted as two forward ones."""
     natural = case.natural
-    return 0 if natural is None or natural.site.stream in ("mlp_post", "z") else 15 * len(natural)
+    return 0 if natural is None or natural.site.stream in ("mlp_post", "z") else 6 * len(natural)

@@ -97,6 +97,13 @@ class Look:
         along, labels = self.case.natural.base @ self.direction, self.case.natural.row_labels
         return abs(float(along[labels == 1].mean() - along[labels == 0].mean()))
 
+    @property
+    def used(self) -> float | None:
+        """Share of the partners' difference that exchanging the subspace moves; None where that was not run."""
+        if self.case.natural is None or "subspace" not in self.exchanged:
+            return None
+        return float(self.case.natural.shares(self.exchanged["subspace"]).mean())
+
     @cached_property
     def step(self) -> float:
         """Median length of the moves along the direction; of the moves themselves where they have none in common."""

@@ -16,6 +16,8 @@ USE = "mechanism.exchange"
 REFUTE_CONTROL = ("control.integrity", "control.permutation", "control.matched", "control.specificity.kl",
                   "control.specificity.accuracy", "control.generalisation")  # fmt: skip
 """Refuted, one of these says that the behaviour is not controlled, or not by this, or not by this alone."""
+UNRELIABLE = ("control.stability", "control.dose")
+"""Refuted, one of these leaves control open: it works here, but not reliably."""
 KINDS = ("mechanism.reader_split", "mechanism.dormancy", "mechanism.clamp")
 """Two of these refuted refute a mechanism; one alone is seen in faithful subspaces as well (dormancy in a quarter)."""
 
@@ -39,11 +41,18 @@ def _control(found: Mapping[str, Finding]) -> Finding:
         return replace(line, verdict="refuted", note=f"no effect: {_say(main)}")
     if against:
         return replace(line, verdict="refuted", note="; ".join(map(_say, against)))
+    doubts = [found[name] for name in UNRELIABLE if name in found and found[name].verdict == "refuted"]
+    if doubts:
+        return replace(line, verdict="inconclusive", note=f"not reliably: {'; '.join(map(_say, doubts))}")
     if main.verdict == "supported":
         untested = [name for name in REFUTE_CONTROL if name not in found or found[name].verdict == "not tested"]
-        left = f"; not tested: {', '.join(name.partition('.')[2] for name in untested)}" if untested else ""
-        return replace(line, verdict="supported", note=f"beyond random directions, and nothing refutes it{left}")
+        note = f"beyond random directions, and nothing that was tested refutes it{_left(untested)}"
+        return replace(line, verdict="supported", note=note)
     return replace(line, verdict=main.verdict, note=_say(main))
+
+
+def _left(untested: Sequence[str]) -> str:
+    return f"; not tested: {', '.join(name.partition('.')[2] for name in untested)}" if untested else ""
 
 
 def _mechanism(found: Mapping[str, Finding]) -> Finding:
@@ -56,6 +65,9 @@ def _mechanism(found: Mapping[str, Finding]) -> Finding:
 
 
 def _rule(found: Mapping[str, Finding], use: Finding, containment: Finding | None) -> tuple[Verdict, str]:
+    own = found.get("mechanism.exchange_integrity")
+    if own is not None and own.verdict == "refuted":
+        return "inconclusive", f"exchanges cannot be trusted here: {_say(own)}"
     if use.verdict == "refuted":
         return _unused(found, use)
     against = [found[name] for name in KINDS if name in found and found[name].verdict == "refuted"]
@@ -72,8 +84,11 @@ def _rule(found: Mapping[str, Finding], use: Finding, containment: Finding | Non
         return "inconclusive", _say(trained)
     if containment.verdict != "supported":
         return "inconclusive", f"inflated: {_say(containment)}"
-    doubt = f"; doubt: {_say(against[0])}" if against else ""
-    return "supported", f"{_say(use)}; {_say(containment)}{doubt}"
+    readable = found.get("mechanism.readable")
+    doubts = against + ([readable] if readable is not None and readable.verdict == "refuted" else [])
+    doubt = f"; doubt: {'; '.join(map(_say, doubts))}" if doubts else ""
+    untested = [name for name in KINDS if name not in found or found[name].verdict == "not tested"]
+    return "supported", f"{_say(use)}; {_say(containment)}{doubt}{_left(untested)}"
 
 
 def _kind(against: Sequence[Finding]) -> str:
@@ -87,14 +102,20 @@ def _kind(against: Sequence[Finding]) -> str:
 
 def _unused(found: Mapping[str, Finding], use: Finding) -> tuple[Verdict, str]:
     """The second pattern: the variable is read there and nothing happens where it is exchanged."""
-    readable, elsewhere = found.get("mechanism.readable"), found.get("mechanism.elsewhere")
-    if readable is not None and elsewhere is not None:
-        if readable.verdict == "supported" and elsewhere.verdict == "supported":
-            return "refuted", f"readable, not used: {_say(readable)}; {_say(use)}; {_say(elsewhere)}"
-        if elsewhere.verdict != "supported":
-            return "inconclusive", f"{_say(use)}, but so does every exchange that was tried: {_say(elsewhere)}"
-        return "inconclusive", f"{_say(use)}, and the variable is not read there either: {_say(readable)}"
-    return "inconclusive", f"{_say(use)}; whether the variable is readable there was not tested"
+    readable, elsewhere = (
+        finding if (finding := found.get(name)) is not None and finding.verdict != "not tested" else None
+        for name in ("mechanism.readable", "mechanism.elsewhere")
+    )
+    if elsewhere is None:
+        return "inconclusive", f"{_say(use)}; no exchange elsewhere was tried, so nothing shows that any would work"
+    if elsewhere.verdict != "supported":
+        return "inconclusive", f"{_say(use)}, but so do other exchanges: {_say(elsewhere)}"
+    if readable is None:
+        return "inconclusive", f"{_say(use)}; whether the variable can be read there was not tested"
+    if readable.verdict == "supported":
+        return "refuted", f"readable, not used: {_say(readable)}; {_say(use)}; {_say(elsewhere)}"
+    word = "is not read there either" if readable.verdict == "refuted" else "may or may not be read there"
+    return "inconclusive", f"{_say(use)}, and the variable {word}: {_say(readable)}"
 
 
 def _say(finding: Finding) -> str:

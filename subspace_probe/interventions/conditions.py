@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.core.edits import Edit, EditMap, Stacked, needed_sites, needs_of
-from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.errors import ConfigError, ShapeError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Intervention, Metric, require_scopes
 from subspace_probe.core.sites import Site
@@ -42,7 +42,10 @@ def outcomes(
 
     def reduce(logits: Tensor, rows: list[int]) -> Tensor:
         shown = [prompts[row] for row in rows]
-        return torch.stack([metric(logits, shown).double() for metric in metrics])
+        values = [metric(logits, shown) for metric in metrics]
+        if wrong := [tuple(value.shape) for value in values if value.shape != (len(rows),)]:
+            raise ShapeError(f"A metric gave shape {wrong[0]} for {len(rows)} prompts. It must give one number each.")
+        return torch.stack([value.double() for value in values])
 
     shape = (len(metrics), len(conditions), len(prompts))
     return _map(model, prompts, conditions, reduce, shape, batch_tokens, progress, name)

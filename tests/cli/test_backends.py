@@ -9,6 +9,8 @@ import pytest
 if TYPE_CHECKING:
     from typer.testing import Result
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., "Result"]
 
 

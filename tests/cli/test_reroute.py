@@ -7,6 +7,8 @@ import pytest
 from tests.cli.conftest import QUICK, Cli
 from tests.cli.conftest import WORDS as VOCABULARY
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("--answer", "She", "--foil", "He")
 SMALL = ("--budget", 20, "--n", 6, "--free", "0,1")
 

@@ -14,6 +14,8 @@ from tests.models.tiny import LAYERS, VARIANTS, batch, tiny
 if TYPE_CHECKING:
     from subspace_probe.models.comparing import Difference
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5
 OTHERS = ("transformer_lens", "nnsight")
 SOME = {"gpt2", "llama", "gemma2", "bloom", "bert"}

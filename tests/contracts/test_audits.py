@@ -68,15 +68,68 @@ def test_every_kind_gets_both_verdicts_and_an_answer_to_every_question(audits, n
         assert "whole states" in report.finding("mechanism").note
     else:
         assert report.finding("mechanism").verdict == "supported", report.finding("mechanism")
+        control = report.finding("control")
+        # 40 random directions at every layer and token do not fit the budget, and the line says so
+        assert control.verdict in (("not tested",) if name == "ablate" else ("supported", "refuted", "inconclusive"))
+        assert name != "ablate" or "left out for the budget" in control.note
 
 
 @pytest.mark.slow
-def test_the_budget_is_kept_and_what_it_left_out_is_named(audits) -> None:
-    from subspace_probe.diagnostics.budgets import QUICK
+def test_a_quick_audit_runs_less_than_twenty_measurements_and_names_what_it_left_out(
+    chat, setting, monkeypatch
+) -> None:
+    """Counted where passes are run, in tokens times blocks, and not by the plan's own estimates."""
+    import subspace_probe as sp
+    from subspace_probe.models.hooked import HookedModel
 
-    for report in audits.values():
-        cost = report.tables["cost"].records()
-        assert sum(row["times the measurement"] for row in cost[1:] if not row["left out"]) <= QUICK
-        left = {row["check"] for row in cost if row["left out"].startswith("left out")}
-        assert "permutation" not in left or report.finding("control.permutation").verdict == "not tested"
-    assert any("left out for the budget" in f.note for f in audits["steer"].findings)
+    kinds, harmless, requests = setting
+    layers, ran = chat.spec.n_layers, [0]
+    run, prefix = HookedModel.run, HookedModel.prefix
+
+    def counted_run(self, batch, **options):
+        start = options.get("prefix")
+        tokens = batch.ids.numel() if start is None else start.hidden.shape[0] * start.hidden.shape[1]
+        ran[0] += tokens * (layers - (start.layer if start is not None else 0)) * (3 if options.get("grad") else 1)
+        return run(self, batch, **options)
+
+    def counted_prefix(self, batch, layer, **options):
+        ran[0] += batch.ids.numel() * layer
+        return prefix(self, batch, layer, **options)
+
+    monkeypatch.setattr(HookedModel, "run", counted_run)
+    monkeypatch.setattr(HookedModel, "prefix", counted_prefix)
+
+    def cost(call) -> int:
+        ran[0] = 0
+        call()
+        return ran[0]
+
+    alone = cost(lambda: sp.measure(chat, kinds["steer"], harmless, "refusal_score"))
+    common = {"natural": requests, "neutral": harmless}
+    quick = cost(lambda: sp.audit(chat, kinds["steer"], harmless, "refusal_score", budget="quick", **common))
+    whole = cost(lambda: sp.audit(chat, kinds["steer"], harmless, "refusal_score", **common))
+    assert quick < 20 * alone < whole
+    report = sp.audit(chat, kinds["steer"], harmless, "refusal_score", budget=2.0, **common)
+    left = [row["check"] for row in report.tables["cost"].records() if row["left out"].startswith("left out")]
+    assert "specificity" in left
+    assert "left out for the budget of 2" in report.finding("control.specificity").note
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"budget": "fast"}, "budget='fast'"),
+        ({"budget": -1.0}, "multiple of the cost"),
+        ({"budget": float("nan")}, "multiple of the cost"),
+        ({"margin": float("nan")}, "half-width"),
+        ({"checks": "exchange"}, "Give a list of names"),
+        ({"pairs": 1}, "at least two"),
+    ],
+)
+def test_bad_settings_are_refused(chat, setting, options, says) -> None:
+    import subspace_probe as sp
+    from subspace_probe.core.errors import ConfigError
+
+    kinds, harmless, requests = setting
+    with pytest.raises(ConfigError, match=says):
+        sp.audit(chat, kinds["steer"], harmless, "refusal_score", natural=requests, **options)

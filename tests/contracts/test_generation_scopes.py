@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from subspace_probe.core.protocols import Intervention
     from subspace_probe.models.hooked import HookedModel
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "i need to dry this rice soon",
     "please wash the stone",

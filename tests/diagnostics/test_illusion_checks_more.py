@@ -8,6 +8,8 @@ import torch
 if TYPE_CHECKING:
     from subspace_probe.diagnostics.auditing import Examination
 
+pytestmark = pytest.mark.slow
+
 NATURAL = ("exchange_integrity", "capacity", "sensor", "ledger", "off_distribution", "metric_sensitivity",
            "downstream_clamp", "necessity", "exchange_dose", "writers_readers")  # fmt: skip
 CONTRAST = ("first_order", "generalisation", "matched", "mediation")
@@ -120,7 +122,7 @@ def test_states_put_back_elsewhere_are_noticed(audited) -> None:
     case = audited.case
     assert audited.report.finding("mechanism.exchange_integrity").verdict == "supported"
     wrong = case.pairs.put(case.pairs.base.roll(1, 0))  # the rows of other prompts
-    values = outcomes(case.model, case.pairs.prompts.prompts, [wrong], [case.metric])[0]
+    values = outcomes(case.model, case.pairs.prompts.prompts, [wrong, None], [case.metric])[0]
     assert ExchangeIntegrity().read(case, values)[0].verdict == "refuted"
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from subspace_probe.core.contrasts import Contrast
     from subspace_probe.core.reports import Report
 
+pytestmark = pytest.mark.slow
+
 
 def activations(states: torch.Tensor, labels: list[int], pairs: tuple[int, ...] = ()) -> "Activations":
     import subspace_probe as sp

@@ -120,14 +120,34 @@ def test_conditions_that_begin_at_different_layers_are_those_run_alone(chat) -> 
 
 def test_pairs_that_do_not_match_and_single_pairs_are_refused(chat) -> None:
     import subspace_probe as sp
-    from subspace_probe.core.errors import DataError
+    from subspace_probe.core.errors import ConfigError, DataError
     from subspace_probe.diagnostics.natural import Natural, partner_rows
 
     pairs, metric = _natural(chat)
     with pytest.raises(DataError, match="different numbers of tokens"):
         partner_rows(torch.tensor([0, 0, 1]), 2, sp.ALL)
-    with pytest.raises(DataError, match="one complete pair only"):
+    with pytest.raises(ConfigError, match="at least two"):
         Natural(chat, pairs.prompts, sp.Site(2), sp.T_POST_INST, metric, pairs=1)
+    with pytest.raises(DataError, match="one complete pair only"):
+        Natural(chat, pairs.prompts.take([0, len(pairs) // 2]), sp.Site(2), sp.T_POST_INST, metric)
+
+
+def test_pairs_that_do_not_differ_in_the_metric_are_refused_and_copies_count_once(chat) -> None:
+    import subspace_probe as sp
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.diagnostics.natural import Natural
+
+    pairs, metric = _natural(chat, n=192, pairs=12)
+    swapped = list(range(24))
+    for row in range(0, 12, 2):  # half of the pairs with their sides exchanged
+        swapped[row], swapped[row + 12] = swapped[row + 12], swapped[row]
+    mixed = pairs.prompts.take(swapped)
+    mixed = replace(mixed, labels=pairs.prompts.labels, pairs=pairs.prompts.pairs, groups=tuple(range(24)))
+    with pytest.raises(DataError, match="does not tell the two sides"):
+        Natural(chat, mixed, sp.Site(2), sp.T_POST_INST, metric)
+    twice = pairs.prompts.take([0, 1, 12, 13] * 3)
+    copies = replace(twice, pairs=(0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5), groups=(0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5))
+    assert len(Natural(chat, copies, sp.Site(2), sp.T_POST_INST, metric)) == 4
 
 
 # ------------------------------------------------------------------------------------- the rule, on findings by hand
@@ -152,6 +172,7 @@ RULES = [
     (("refuted", "not tested", "", "", "", "refuted", "supported"), "inconclusive"),
     (("refuted", "not tested", "", "", "", "supported", "refuted"), "inconclusive"),  # no positive control
     (("refuted", "not tested", "", "", "", "", ""), "inconclusive"),
+    (("refuted", "not tested", "", "", "", "inconclusive", "supported"), "inconclusive"),
     (("not tested", "", "", "", "", "", ""), "not tested"),
 ]
 
@@ -180,6 +201,8 @@ def test_control_rests_on_a_null_and_on_what_it_does_elsewhere() -> None:
     assert control(random="supported", kl="refuted").verdict == "refuted"
     assert control(random="supported", integrity="refuted").verdict == "refuted"
     assert control(random="refuted").verdict == "refuted"
+    assert control(random="supported", stability="refuted").verdict == "inconclusive"
+    assert control(random="supported", dose="refuted").verdict == "inconclusive"
     assert control(random="inconclusive", kl="supported").verdict == "inconclusive"
     assert control(first_order="supported").verdict == "supported"
     assert control(random="not tested", first_order="supported").verdict == "supported"

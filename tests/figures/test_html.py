@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
 
+pytestmark = pytest.mark.slow
+
 Only = Callable[..., "Report"]
 LOADS = {"src", "href", "srcset", "data", "action", "formaction", "poster", "background", "ping", "xlink:href"}
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from subspace_probe.models.lens import LensModel
     from subspace_probe.models.native import NativeModel
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5  # times the largest value: two implementations in float32
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from subspace_probe.core.sites import Site, Stream
     from subspace_probe.models.nns import NNsightModel
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from subspace_probe.core.subspaces import Subspace
     from subspace_probe.organisms.illusions import LabelledSubspace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def illusory() -> "list[LabelledSubspace]":

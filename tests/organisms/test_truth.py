@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 ALIGNED = ("chat", "chat-natural")
 EVERY = ("chat-base", "chat", "chat-natural")
 LEAST = {"requests": 0.99, "judgement": 0.99}
