@@ -209,3 +209,15 @@ def test_variance_between_classes_is_that_of_an_analysis_of_variance() -> None:
     assert between(values, labels) == pytest.approx(f / (f + 18), rel=1e-9)
     assert between(labels[:, None].double(), labels) == pytest.approx(1.0)
     assert between(torch.ones(20, 1).double(), labels) == 0.0
+
+
+@pytest.mark.slow
+def test_taking_out_what_is_hardly_there_is_not_called_unread(chat, requests, found) -> None:
+    """Harmless states hold little of refusal, so its ablation does little, although the model does use it."""
+    import subspace_probe as sp
+
+    harmless, natural = requests
+    report = sp.explain_no_effect(chat, sp.Ablate(found["refusal"]), harmless, "refusal_score", natural=natural)
+    causes = report.tables["answers"].column("cause")
+    assert "little" in causes
+    assert "direction" not in causes
