@@ -9,9 +9,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # -qq hides chatter and warnings about package indexes; errors still show.
 PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# Models here are tiny: a second process uses the second core, which torch's own threads would not.
+# Models here are tiny: a second process uses the second core, which torch's own threads would not. One file is one piece
+# of work, so that no fixture is made twice.
 WORKERS ?= 2
-TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+TEST   := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .PHONY: setup demo test test-fast test-tl4 bench check clean

@@ -32,7 +32,7 @@ def main(page: str = "") -> None:
         print(f"{prompt.shown}\n   as it is: {before}\n    ablated: {after}")
 
     report = sp.measure(model, ablate, harmful, "refusal_score")
-    report += sp.audit(model, ablate, harmful, "refusal_score", refit=(finder, acts), neutral=others)
+    report += sp.audit(model, ablate, harmful, "refusal_score", refit=(finder, acts), neutral=others, pairs=16)
     print()
     for row in report.tables["questions"].records():
         print(f"{row['verdict']:>12}  {row['question']}\n{'':14}{row['answer']}")

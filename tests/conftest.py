@@ -24,24 +24,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared" / "models" / "stories260k"
 
-LONGEST = {"test_harmfulness.py", "test_notebooks.py", "test_wheel.py", "test_examples.py", "test_sweep.py"}
+LONGEST = {
+    "test_harmfulness.py", "test_notebooks.py", "test_wheel.py", "test_examples.py", "test_backends.py",
+    "test_mechanism.py", "test_sweep.py", "test_folder.py",
+}  # fmt: skip
 """Files of a minute and more, each one piece of work."""
 
 # Models here are tiny: more threads cost more in hand-over than they save, and would change the order of sums.
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a worker: those of one file, and of the contracts those of one model on one backend.
-
-    The longest come first, so that no worker sits idle at the end.
-    """
+    """The longest come first, so that no worker sits idle at the end."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    for item in items:
-        params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
-        cell = params.get("case") or params.get("decoder")
-        item.add_marker(pytest.mark.xdist_group(str(cell) if isinstance(cell, tuple) else item.path.name))
 
 
 @pytest.hookimpl(tryfirst=True)

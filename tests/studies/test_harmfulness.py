@@ -75,11 +75,17 @@ def test_in_the_natural_organism_harmfulness_is_read_and_not_used(natural_report
 def test_every_finding_carries_its_evidence(chat_report: "Report", natural_report: "Report") -> None:
     for report in (chat_report, natural_report):
         for finding in report.findings:
-            assert finding.verdict in ("supported", "refuted", "inconclusive"), finding
+            # a check of what a patch does is not tested where it does nothing, and says so
+            assert finding.verdict in ("supported", "refuted", "inconclusive") or (
+                ".mechanism." in finding.name and finding.note
+            ), finding
+            if finding.verdict == "not tested":
+                continue
             assert finding.n > 0
-            if not finding.name.endswith("integrity"):
+            if not finding.name.endswith("integrity") and ".mechanism" not in finding.name:
                 assert finding.interval is not None
                 assert finding.null is not None
+        names = {finding.name for finding in report.findings}
         names = {finding.name for finding in report.findings}
         assert {"cosine.cross_position", "cosine.same_position", "refusal.control.random"} <= names
 
