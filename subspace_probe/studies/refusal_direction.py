@@ -79,15 +79,17 @@ class Config:
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # an organism's requests come in three framings, and only the plain third is used here
-    "tiny": {"n_train": 384, "n_validation": 192, "n_test": 384, "n_neutral": 64, "draws": 40},
+    "tiny": {"n_train": 240, "n_validation": 96, "n_test": 192, "n_neutral": 128, "draws": 40},
     "small": {"n_train": 128, "n_validation": 64, "n_test": 128, "draws": 40, "max_new_tokens": 48},
     "paper": {"n_train": 256, "n_validation": 64, "n_test": 200, "max_new_tokens": 512},
 }
 
-CONTROL = ("integrity", "stability")
-"""The checks behind both lines on control, besides random directions."""
-ADDED = (*CONTROL, "label_permutation", "dose_response")
-"""The checks on addition, which has a sign and a length."""
+ABLATED = ("integrity", "stability", "specificity")
+"""The checks on ablation, besides random directions."""
+ADDED = ("integrity", "label_permutation", "dose_response")
+"""The checks on addition, which has a sign and a length; that the direction is stable is asked above."""
+_FEW = 24
+"""Prompts of other skills in the audit, which runs forty random directions on them; side effects are shown on all."""
 MECHANISM = ("exchange", "containment", "reader_split", "dormancy", "clamp", "readable", "elsewhere")
 """The checks behind the line on mechanism."""
 
@@ -226,9 +228,9 @@ def _examined(
             Ablate(direction),
             data.plain_harmful,
             metric,
-            checks=(randoms, *CONTROL, "specificity", *MECHANISM),
+            checks=(randoms, *ABLATED, *MECHANISM),
             natural=data.plain(data.test),
-            neutral=data.neutral,
+            neutral=None if data.neutral is None else data.neutral.sample(_FEW, seed=config.seed),
             **options,
         ),
         "addition": examine(model, Steer(direction), data.plain_harmless, metric, checks=(randoms, *ADDED), **options),

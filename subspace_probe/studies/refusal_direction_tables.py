@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ LOSS_MOST = 0.05
 ACCURACY_LEAST = -0.03
 _NUMBERS = 2**27
 """Logits held at once."""
-DRAWS = 40
-"""Random directions behind a null of side effects."""
+DRAWS = 5
+"""Random directions beside each side effect, to compare: verdicts rest on the bounds above, so few will do."""
 _DOSES = (-1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -169,10 +170,10 @@ def side_effects(model: HookedModel, direction: Subspace, data: Prompts, config:
             null = range_of(randoms, f"{DRAWS} random directions {name}")
             findings.append(_cost(f"side_effect.{measure}.{name}", of, observed, null, shown, config.seed))
         moved: list[Tensor] = []
-        for condition in (intervention, *conditions[:5]):
+        for condition in (intervention, *conditions):
             with model.intervened(condition) as changed:
                 moved.append(losses(changed, requests.prompts, texts) - own)
-        null = range_of(torch.stack(moved[1:]).mean(1), f"5 random directions {name}")
+        null = range_of(torch.stack(moved[1:]).mean(1), f"{DRAWS} random directions {name}")
         findings.append(
             _cost(f"side_effect.own_text.{name}", "the model's own texts", moved[0], null, requests, config.seed)
         )
@@ -217,13 +218,15 @@ def _cost(name: str, of: str, values: Tensor, null: Interval, prompts: Contrast,
     """One side effect, judged by the bound that is stated beforehand; expected of ablation only, as published."""
     _, measure, way = name.split(".")
     says, sign, most = _UNITS[measure]
-    estimate, interval = mean_of(values, prompts.groups, seed=seed)
-    worst, best = sorted((sign * interval.low, sign * interval.high), reverse=True)
-    verdict = "supported" if worst <= most else "refuted" if best > most else "inconclusive"
+    # what is lost, not what is gained: where nothing changes, the interval is Wilson's and lies on the side of loss
+    loss, around = mean_of(sign * values, prompts.groups, seed=seed)
+    verdict = "supported" if around.high <= most else "refuted" if around.low > most else "inconclusive"
+    low, high = sorted((sign * around.low, sign * around.high))
+    interval = replace(around, low=low, high=high)
     bound = Expectation(above=-most) if sign < 0 else Expectation(below=most)
     claim = f"with the direction {way}, on {of}, {says}"
     expected = bound if way == "ablated" else None
-    return Finding(name, claim, estimate, interval, null, len(prompts), verdict, expected)
+    return Finding(name, claim, sign * loss + 0.0, interval, null, len(prompts), verdict, expected)
 
 
 def effect_rows(findings: Sequence[Finding], prefix: str) -> list[dict[str, Any]]:
