@@ -221,7 +221,7 @@ def _cost(name: str, of: str, values: Tensor, null: Interval, prompts: Contrast,
     # what is lost, not what is gained: where nothing changes, the interval is Wilson's and lies on the side of loss
     loss, around = mean_of(sign * values, prompts.groups, seed=seed)
     verdict = "supported" if around.high <= most else "refuted" if around.low > most else "inconclusive"
-    low, high = sorted((sign * around.low, sign * around.high))
+    low, high = sorted((sign * around.low + 0.0, sign * around.high + 0.0))  # + 0.0: no minus zeros
     interval = replace(around, low=low, high=high)
     bound = Expectation(above=-most) if sign < 0 else Expectation(below=most)
     claim = f"with the direction {way}, on {of}, {says}"

@@ -21,7 +21,7 @@ def report(chat: "HookedModel") -> "Report":
     from subspace_probe.studies import STUDIES
 
     study = STUDIES.load("refusal_direction")
-    return study.run(chat, study.Config(**study.presets["tiny"]), progress=False)
+    return study.run(chat, study.Config(**{**study.presets["tiny"], "n_test": 144}), progress=False)
 
 
 ABOVE = {
