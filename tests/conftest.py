@@ -26,7 +26,7 @@ STORIES = ROOT.parent / "shared" / "models" / "stories260k"
 
 LONGEST = {
     "test_harmfulness.py", "test_notebooks.py", "test_wheel.py", "test_examples.py", "test_backends.py",
-    "test_mechanism.py", "test_sweep.py", "test_folder.py",
+    "test_refusal_direction.py", "test_mechanism.py", "test_sweep.py", "test_folder.py",
 }  # fmt: skip
 """Files of a minute and more, each one piece of work."""
 

@@ -6,6 +6,7 @@ STUDIES = Registry(
     "study",
     {
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
+        "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
     },
     group="subspace_probe.studies",
 )

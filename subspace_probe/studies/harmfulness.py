@@ -125,7 +125,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
             "Use an instruction-tuned model."
         )
     refusal_score, judgement = (metric_for(name, model) for name in ("refusal_score", "judgement_score"))
-    data = prompts_for(model, config, contrast, refusal_score)
+    data = prompts_for(model, config, contrast, refusal_score, question=config.question)
     check_positions(model, data.train.prompts[:16])
     harm, refuse = _finders(data.train, config)
     found = {where: _fit(model, data.train, where, harm, refuse) for where in (T_INST, T_POST_INST)}

@@ -1,4 +1,4 @@
-"""The prompts of the harmfulness study: three parts that share no group, each labelled by what the model does."""
+"""The prompts of the studies on refusal: three parts that share no group, each labelled by what the model does."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, final, runtime_checkable
@@ -26,8 +26,6 @@ class Settings(Protocol):
     @property
     def n_test(self) -> int: ...
     @property
-    def question(self) -> str: ...
-    @property
     def completions(self) -> int: ...
     @property
     def max_new_tokens(self) -> int: ...
@@ -41,13 +39,14 @@ class Prompts:
     """Requests in three parts that share no group, each with the factor `refused`: what the model itself does.
 
     Attributes:
+        question: what the model is asked about a request, for studies that ask.
         neutral: prompts of other skills, with answers; None where there are none.
     """
 
     train: Contrast
     validation: Contrast
     test: Contrast
-    question: str
+    question: str = ""
     neutral: Contrast | None = None
 
     def plain(self, contrast: Contrast) -> Contrast:
@@ -86,7 +85,9 @@ class Prompts:
         return {FRAMINGS[i]: acts.select(framing=i) for i in present}
 
 
-def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None, refusal_score: Metric) -> Prompts:
+def prompts_for(
+    model: HookedModel, config: Settings, contrast: Contrast | None, refusal_score: Metric, *, question: str = ""
+) -> Prompts:
     """The organism's own prompts, or the user's split by group; each prompt labelled by what the model does with it."""
     sizes = {"train": config.n_train, "val": config.n_validation, "test": config.n_test}
     neutral: Contrast | None = None
@@ -116,7 +117,7 @@ def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None,
             f"{model.spec.name} {always} all {len(train)} training prompts, so there is no refusal to find a direction "
             "for. Check the words that stand for refusal (--words refusal=...), or choose other prompts."
         )
-    return Prompts(train, validation, test, config.question, neutral)
+    return Prompts(train, validation, test, question, neutral)
 
 
 def _with_behaviour(model: HookedModel, contrast: Contrast, refusal_score: Metric) -> Contrast:
