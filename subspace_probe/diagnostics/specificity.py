@@ -1,7 +1,7 @@
 """What else does it change?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -69,7 +69,9 @@ class Specificity(CaseCheck):
         found = [Finding("control.specificity.kl", claim, estimate, interval, null, len(prompts), verdict, note=note)]
         if all(prompt.answer for prompt in prompts):
             right = torch.stack([Accuracy(case.model)(row, prompts) for row in logits])
-            change, spread = mean_of(right[1] - right[0], groups, seed=case.seed)
+            # what is lost, not what is gained: where nothing changes, the interval is Wilson's, on the side of loss
+            lost, around = mean_of(right[0] - right[1], groups, seed=case.seed)
+            change, spread = 0.0 - lost, replace(around, low=0.0 - around.high, high=0.0 - around.low)
             drawn = range_of((right[2:] - right[0]).mean(1), f"{self.draws} random directions")
             kept = (
                 "supported"

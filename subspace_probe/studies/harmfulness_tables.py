@@ -1,6 +1,7 @@
 """The tables and the smaller findings of the harmfulness study."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -118,7 +119,9 @@ def skill_findings(
     randoms = [intervention.with_subspace(random_like(subspace_of(intervention), seed=s)) for s in range(10)]
     logits = condition_logits(model, neutral.prompts, [None, intervention, *randoms])
     right = torch.stack([Accuracy(model)(row, neutral.prompts) for row in logits])
-    change, spread = mean_of(right[1] - right[0], neutral.groups, seed=config.seed)
+    # what is lost, not what is gained: where nothing changes, the interval is Wilson's and lies on the side of loss
+    lost, around = mean_of(right[0] - right[1], neutral.groups, seed=config.seed)
+    change, spread = 0.0 - lost, replace(around, low=0.0 - around.high, high=0.0 - around.low)
     null = range_of((right[2:] - right[0]).mean(1), "10 random directions ablated")
     note = f"accuracy {float(right[0].mean()):.3f} before, {float(right[1].mean()):.3f} after"
     verdict = "supported" if spread.low >= -0.03 else "refuted" if spread.high < -0.03 else "inconclusive"
