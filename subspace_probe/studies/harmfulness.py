@@ -143,7 +143,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         ),
     }  # fmt: skip
     options: dict[str, Any] = {
-        "neutral": data.neutral, "checks": AUDITED, "seed": config.seed, "progress": progress
+        "neutral": data.neutral, "checks": AUDITED, "pairs": 32, "seed": config.seed, "progress": progress
     }  # fmt: skip
     exams = {
         name: examine(model, steer, prompts, metric, refit=refit, natural=natural, **options)
