@@ -11,6 +11,7 @@ from torch import Tensor
 from subspace_probe.core.findings import Finding, Verdict
 from subspace_probe.core.intervals import auroc_of
 from subspace_probe.diagnostics.cases import Case, CaseCheck, Line, Prompts
+from subspace_probe.diagnostics.held_out import halves
 from subspace_probe.interventions.conditions import Condition
 
 
@@ -45,16 +46,15 @@ class Readable(CaseCheck):
         pairs = case.pairs
         coords = case.subspace.coords(pairs.base.double())
         labels, groups = pairs.row_labels, torch.tensor(pairs.prompts.groups)[pairs.prompt]
-        units = groups.unique()
-        first = torch.isin(groups, units[torch.randperm(len(units), generator=_seeded(case.seed))[: len(units) // 2]])
+        parts = halves(pairs, seed=case.seed)
+        if parts is None:
+            return [case.untested(self, "the pairs are of one group, so nothing can be held out.")]
         scores = torch.zeros(len(coords), dtype=torch.float64)
-        for fitted, read in ((first, ~first), (~first, first)):
-            classes = [coords[fitted & (labels == label)] for label in (0, 1)]
-            if not all(map(len, classes)) or not bool(read.any()):
-                return [case.untested(self, "the pairs are of one group, so nothing can be held out.")]
-            difference = classes[1].mean(0) - classes[0].mean(0)
-            own = coords[read] @ difference
-            scores[read] = own.argsort().argsort().double() / len(own)
+        for fitted, read in (parts, parts[::-1]):
+            means = [coords[fitted & (labels == label)].mean(0) for label in (0, 1)]
+            own = coords[read] @ (means[1] - means[0])
+            # equal scores get equal ranks: rows are in the order of their labels
+            scores[read] = torch.searchsorted(own.sort().values, own).double() / len(own)
         value, interval = auroc_of(scores, labels, groups, seed=case.seed)
         verdict: Verdict = "inconclusive"
         if value >= self.enough and interval.low > 0.6:
@@ -64,7 +64,3 @@ class Readable(CaseCheck):
         note = f"held-out AUROC {value:.3f}"
         claim = "the variable can be read from the subspace"
         return [Finding("mechanism.readable", claim, value, interval, None, len(pairs), verdict, note=note)]
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

@@ -351,3 +351,16 @@ def test_a_subspace_that_takes_a_skill_with_it_is_refuted_on_control_and_the_one
         report = sp.audit(case.model, edit, harmful, case.metric, neutral=case.skill, checks=checks)
         verdicts[case.label] = report.finding("control").verdict
     assert verdicts == {"entangled": "refuted", "faithful": "supported"}
+
+
+def test_states_that_do_not_vary_are_not_readable(chat) -> None:
+    """Ranks by order of rows would read them perfectly, since negative rows come first."""
+    import subspace_probe as sp
+    from subspace_probe.diagnostics.cases import Case
+    from subspace_probe.diagnostics.readable import Readable
+
+    pairs, metric = _natural(chat)
+    one = sp.Subspace.span(torch.eye(chat.spec.d_model)[:1], site=pairs.site, where=pairs.where)
+    case = Case(chat, sp.Steer(one, where=pairs.where), pairs.prompts, metric, "refusal_score", 0.1, natural=pairs)
+    pairs.base = torch.zeros_like(pairs.base)
+    assert Readable().read(case, torch.empty(0, len(pairs)))[0].estimate == 0.5
