@@ -12,14 +12,13 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ConfigError, DataError, PositionError, SiteError
+from subspace_probe.core.errors import ConfigError, DataError, SiteError
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.protocols import Finder, Intervention, Metric
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.diagnostics import CHECKS
 from subspace_probe.diagnostics.budgets import Plan, few, limit_of, planned
-from subspace_probe.diagnostics.cases import Case, CaseCheck, Prompts, place_of, subspace_of
-from subspace_probe.diagnostics.natural import Natural
+from subspace_probe.diagnostics.cases import Case, CaseCheck, Prompts, place_of, subspace_of, with_natural
 from subspace_probe.diagnostics.panels import tables_of
 from subspace_probe.diagnostics.verdicts import verdict_lines
 from subspace_probe.interventions.conditions import Condition, outcomes
@@ -134,7 +133,11 @@ def examine(
         chosen = [check.frugal() for check in chosen]
     if any(check.on == "natural" or check.line == "mechanism" for check in chosen):
         most = pairs if limit is None else min(pairs, few(len(contrast)))
-        case = _with_natural(case, natural or _paired(contrast, refit), most)
+        paired = natural or _paired(contrast, refit)
+        if case.whole:
+            case = replace(case, no_natural=case.whole)
+        elif paired is not None:
+            case = with_natural(case, paired, place_of, most)
     plan = planned(case, chosen, limit)
     if progress:
         print(plan.announced(), file=sys.stderr)
@@ -214,17 +217,6 @@ def _require_finite(ran: Mapping[Prompts, Tensor], name: str) -> None:
                 f"{name} is not finite for the {on} prompts {bad[:5]}, so no mean of it means anything. Look for "
                 "logits that overflow, or leave these prompts out."
             )
-
-
-def _with_natural(case: Case, contrast: Contrast | None, pairs: int) -> Case:
-    """The case with its natural pairs, or with the reason why it has none."""
-    if contrast is None or case.whole:
-        return replace(case, no_natural=case.whole or case.no_natural)
-    try:
-        site, where = place_of(case.model, case.intervention)
-        return replace(case, natural=Natural(case.model, contrast, site, where, case.metric, pairs=pairs))
-    except (DataError, PositionError, SiteError) as error:
-        return replace(case, no_natural=str(error))
 
 
 def _paired(contrast: Contrast, refit: tuple[Finder, Contrast | Activations] | None) -> Contrast | None:

@@ -1,7 +1,7 @@
 """What a check is given: one intervention, the prompts and metric it is judged by, and what it takes to refit it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, final, runtime_checkable
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ConfigError, SiteError
+from subspace_probe.core.errors import ConfigError, DataError, PositionError, SiteError
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.intervals import mean_of
 from subspace_probe.core.protocols import Finder, Intervention, Metric
@@ -140,6 +140,17 @@ class Case:
     def untested(self, check: "CaseCheck", reason: str) -> Finding:
         """A finding that says why there is none."""
         return Finding(f"{check.line}.{check.name}", check.question, float("nan"), verdict="not tested", note=reason)
+
+
+def with_natural(
+    case: Case, contrast: Contrast, place: Callable[[HookedModel, Intervention], tuple[Site, Where]], pairs: int
+) -> Case:
+    """The case with natural pairs at the intervention's place, or with the reason why it has none."""
+    try:
+        site, where = place(case.model, case.intervention)
+        return replace(case, natural=Natural(case.model, contrast, site, where, case.metric, pairs=pairs))
+    except (DataError, PositionError, SiteError) as error:
+        return replace(case, no_natural=str(error))
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Did the intervention do what it says, and only that?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from jaxtyping import Float
@@ -9,11 +9,9 @@ from torch import Tensor
 
 from subspace_probe.core.edits import EditContext, needs_of
 from subspace_probe.core.findings import Finding
-from subspace_probe.core.protocols import Intervention, Part
-from subspace_probe.core.sites import Site
-from subspace_probe.core.subspaces import Subspace
-from subspace_probe.core.tokens import Where
+from subspace_probe.core.protocols import Intervention
 from subspace_probe.diagnostics.cases import Case, CaseCheck
+from subspace_probe.diagnostics.rewritten import Rewritten
 from subspace_probe.interventions.conditions import Condition
 
 
@@ -21,29 +19,9 @@ def _untouched(x: Tensor, ctx: EditContext) -> Tensor:
     return x.clone()
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Nothing:
+def _nothing(intervention: Intervention) -> Condition:
     """The same sites written with the value just read: must change nothing at all."""
-
-    of: Intervention
-
-    @property
-    def subspace(self) -> Subspace | None:
-        return self.of.subspace
-
-    @property
-    def where(self) -> Where:
-        return self.of.where
-
-    def edits(self, n_layers: int) -> dict:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
-        return {site: _untouched for site in self.of.edits(n_layers)}
-
-    def parts(self, n_layers: int) -> Sequence[tuple[Site, Part]]:
-        return self.of.parts(n_layers)
-
-    def with_subspace(self, subspace: Subspace) -> "_Nothing":
-        return replace(self, of=self.of.with_subspace(subspace))
+    return Rewritten(intervention, lambda edits: dict.fromkeys(edits, _untouched))
 
 
 @final
@@ -65,7 +43,7 @@ class Integrity(CaseCheck):
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """One condition: the identity write."""
-        return [_Nothing(case.intervention)]
+        return [_nothing(case.intervention)]
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """The identity write against the clean run; and what the edit itself moves."""

@@ -1,52 +1,24 @@
 """Do its sites act together, or each for itself?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_probe.core.edits import EditMap
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of
-from subspace_probe.core.protocols import Intervention, Part
+from subspace_probe.core.protocols import Intervention
 from subspace_probe.core.sites import Site
-from subspace_probe.core.subspaces import Subspace
-from subspace_probe.core.tokens import Where
 from subspace_probe.diagnostics.cases import Case, CaseCheck
+from subspace_probe.diagnostics.rewritten import Rewritten
 from subspace_probe.interventions.conditions import Condition
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Only:
-    """An intervention at some of its sites, and nothing at the others."""
-
-    of: Intervention
-    sites: frozenset[Site]
-
-    @property
-    def subspace(self) -> Subspace | None:
-        """That of the intervention."""
-        return self.of.subspace
-
-    @property
-    def where(self) -> Where:
-        """The same tokens."""
-        return self.of.where
-
-    def edits(self, n_layers: int) -> EditMap:
-        """Those at the sites."""
-        return {site: edit for site, edit in self.of.edits(n_layers).items() if site in self.sites}
-
-    def parts(self, n_layers: int) -> Sequence[tuple[Site, Part]]:
-        """Of the whole intervention, all of which must fit the model."""
-        return self.of.parts(n_layers)
-
-    def with_subspace(self, subspace: Subspace) -> "Only":
-        """The same sites, another subspace."""
-        return replace(self, of=self.of.with_subspace(subspace))
+def _only(intervention: Intervention, sites: frozenset[Site]) -> Condition:
+    """The intervention at some of its sites, and nothing at the others."""
+    return Rewritten(intervention, lambda edits: {site: edit for site, edit in edits.items() if site in sites})
 
 
 @final
@@ -74,7 +46,7 @@ class Interaction(CaseCheck):
 
     def conditions(self, case: Case) -> Sequence[Condition]:
         """Each site, or layer, alone."""
-        return [Only(case.intervention, sites) for sites in self._apart(case)]
+        return [_only(case.intervention, sites) for sites in self._apart(case)]
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """The interaction, and the largest single effects."""

@@ -11,17 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import DataError, PositionError, SiteError
+from subspace_probe.core.errors import PositionError
 from subspace_probe.core.protocols import Intervention
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import LAST, PROMPT, T_INST, T_POST_INST, TokenBatch, Where
-from subspace_probe.diagnostics.cases import Case, place_of
+from subspace_probe.diagnostics.cases import Case, place_of, with_natural
 from subspace_probe.diagnostics.firing import Fired, fire
-from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.diagnostics.random_controls import random_like
 from subspace_probe.interventions.ablate import Ablate
 from subspace_probe.interventions.conditions import Condition, outcomes
 from subspace_probe.interventions.steer import Steer
+from subspace_probe.models.hooked import HookedModel
 
 DRAWS, FEWER = 40, 16
 """Random directions at the strength asked about, and at larger ones."""
@@ -120,7 +120,7 @@ def looked(case: Case, contrast: Contrast, *, progress: bool) -> Look:
     Args:
         contrast: natural pairs, where it has any.
     """
-    case = _with_natural(case, contrast)
+    case = with_natural(case, contrast, _place, PAIRS)
     fired = fire(case.model, case.intervention, case.contrast.prompts)
     site = case.natural.site if case.natural is not None else next(iter(fired))
     look = Look(case, fired, site if site in fired else next(iter(fired)), {}, {})
@@ -234,17 +234,9 @@ def _exchanged(case: Case, progress: bool) -> dict[str, Tensor]:
     return dict(zip(named, values, strict=True))
 
 
-def _place(case: Case) -> tuple[Site, Where]:
+def _place(model: HookedModel, intervention: Intervention) -> tuple[Site, Where]:
     """Where the subspace is claimed to act; of whole states, the first site that is edited."""
-    if not case.whole:
-        return place_of(case.model, case.intervention)
-    sites = case.intervention.edits(case.model.spec.n_layers)
-    return min(sites, key=lambda site: site.order), case.intervention.where
-
-
-def _with_natural(case: Case, contrast: Contrast) -> Case:
-    try:
-        site, where = _place(case)
-        return replace(case, natural=Natural(case.model, contrast, site, where, case.metric, pairs=PAIRS))
-    except (DataError, PositionError, SiteError) as error:
-        return replace(case, no_natural=str(error))
+    if intervention.subspace is not None:
+        return place_of(model, intervention)
+    sites = intervention.edits(model.spec.n_layers)
+    return min(sites, key=lambda site: site.order), intervention.where

@@ -537,7 +537,8 @@ def test_interaction_is_what_single_sites_do_not_add_up_to(chat, steer, requests
     assert additive.estimate == pytest.approx(0.0)
     assert additive.verdict == "supported"
     by_layer = Interaction(most=2).conditions(case)
-    assert [sorted(site.layer for site in only.sites) for only in by_layer] == [[2, 2], [3]]
+    sites = [only.edits(chat.spec.n_layers) for only in by_layer]
+    assert [sorted(site.layer for site in own) for own in sites] == [[2, 2], [3]]
 
 
 def test_writers_add_up_and_the_direct_path_is_the_unembedding_of_the_move(chat, audited) -> None:

@@ -1,7 +1,7 @@
 """Subspaces with known labels: certificates computed again by the package's own patching, and disjoint sets."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -192,8 +192,8 @@ def test_safety_entangled_with_utility() -> None:
 def test_calibration_cases_exist_for_every_label() -> None:
     from subspace_probe.organisms.illusions import faithful_cases, illusory_cases, inflated_cases
 
-    makers: list[Callable[..., object]] = [illusory_cases, faithful_cases, inflated_cases]
+    makers: list[Callable[..., Any]] = [illusory_cases, faithful_cases, inflated_cases]
     for make in makers:
-        (case,) = make(calibration=True, limit=1)  # type: ignore[attr-defined]
+        (case,) = make(calibration=True, limit=1)
         assert case.certified
         assert case.model.spec.name.removeprefix("organism:").split(",")[0] not in ("chat", "chat-natural")
