@@ -358,4 +358,5 @@ STUDY = Study(
     Config=Config,
     run=run,
     presets=PRESETS,
+    organisms={"": ("chat",)},
 )

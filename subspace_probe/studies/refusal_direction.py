@@ -330,4 +330,5 @@ STUDY = Study(
     Config=Config,
     run=run,
     presets=PRESETS,
+    organisms={"": ("chat",)},
 )

@@ -18,6 +18,8 @@ class Study:
         Config: frozen dataclass of settings, a string under each saying when one would change it.
         run: `run(model, config, *, contrast=None, progress=True) -> Report`.
         presets: settings by name; `tiny` runs on an organism in seconds.
+        organisms: what the preset `tiny` runs on where no model is given: for each case with a truth of its own, one
+            organism a seed, taken in turn. A study of one case names it "".
     """
 
     title: str
@@ -25,3 +27,4 @@ class Study:
     Config: type
     run: Callable[..., Report]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    organisms: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
