@@ -35,6 +35,7 @@ FIGURES = Registry(
         "dormancy": "subspace_probe.figures.dormancy:DORMANCY",
         "capacity": "subspace_probe.figures.capacity:CAPACITY",
         "patch_sweep": "subspace_probe.figures.heatmap:HEATMAP",
+        "seeds": "subspace_probe.figures.seeds:SEEDS",
     },
     group="subspace_probe.figures",
 )

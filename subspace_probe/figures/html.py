@@ -50,6 +50,7 @@ def page(report: Report, drawings: Mapping[str, Drawing]) -> str:
 {verdicts.lines(report)}
 {sections.answer(report)}
 {verdicts.unmet(report)}
+{sections.runs(report)}
 <section id="findings"><h2>Findings</h2>{verdicts.findings(report)}</section>
 {sections.questions(report)}
 {_figures(report, drawings)}

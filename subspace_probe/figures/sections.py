@@ -16,6 +16,20 @@ def answer(report: Report) -> str:
     return f'<p class="answer">{html.escape(" ".join(str(row["sentence"]) for row in rows))}</p>' if rows else ""
 
 
+def runs(report: Report) -> str:
+    """The runs behind a report over seeds, each with a link to its own page, from the table `runs`."""
+    rows = _rows(report, "runs", "case", "seed", "model", "unmet", "page")
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row"><a href="{html.escape(str(row["page"]))}">{html.escape(str(row["case"]) or "run")}, '
+        f"seed {html.escape(str(row['seed']))}</a></th><td>{html.escape(str(row['model']))}</td>"
+        f"<td>{html.escape(str(row['unmet']))}</td></tr>"
+        for row in rows
+    )
+    return _section("runs", "Runs", _table(("run", "model", "expectations not met"), body), report.tables["runs"].about)
+
+
 def questions(report: Report) -> str:
     """What each check asked and what came out, from the table `questions`; nothing without it."""
     rows = _rows(report, "questions", "check", "question", "answer", "verdict")

@@ -49,12 +49,16 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ) -> "Report":
         heard.update(model=model, config=config, contrast=contrast, progress=progress)
         finding = Finding("rate.random", "nothing happens", 0.4, expected=Expectation(below=0.05))
+        if config.strength == 3.0:
+            finding = Finding("rate.random", "nothing happens", 0.01 * config.seed, expected=Expectation(below=0.05))
         tables = {"summary": Table(("sentence",), (("An answer.",),))}
         return Report("echo", (finding,), tables, Provenance.now(model=model.spec.name, seconds=3.0))
 
     presets: Mapping[str, Mapping[str, Any]] = {"tiny": {"n_train": 4, "strength": 2.0}}
     table = ModuleType("echo_study")
-    table.__dict__["STUDY"] = Study("Does it echo?", "Somebody 2024", Config, run, presets)
+    table.__dict__["STUDY"] = Study(
+        "Does it echo?", "Somebody 2024", Config, run, presets, {"loud": ("override", "override-1"), "low": ("robust",)}
+    )
     monkeypatch.setitem(sys.modules, "echo_study", table)
     import subspace_probe.studies
 
@@ -70,7 +74,7 @@ def test_settings_reach_the_study(cli: Cli, told: dict[str, Any], tiny: Path, co
         "--set", "n_train=9", "--set", "sweep=0.5, 1,2", "--set", "mode=full", "--set", "layer=3",
         "--set", "paired=yes", "--words", "refusal=Sorry,I", "--words", "harmful=yes", "--quiet", "--out", "r",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output  # one expectation is not met; the report is there all the same
     assert told["config"] == Config(9, 2.0, "resid_post", (0.5, 1.0, 2.0), "full", 3, True, 7)
     assert told["contrast"].name == "colours"
     assert told["model"].words == {"refusal": ("Sorry", "I"), "harmful": ("yes",)}
@@ -131,3 +135,39 @@ def test_the_demo_is_the_first_study(
     assert told["config"] == Config(n_train=4, strength=2.0, seed=2)
     assert told["progress"] is True
     assert Path("d/report.html").is_file()
+
+
+def test_seeds_run_on_the_organisms_of_the_preset(cli: Cli, told: dict[str, Any]) -> None:
+    """Three seeds of two cases: six runs with a folder each, organisms taken in turn, and a report over all."""
+    from subspace_probe.core.reports import Report
+
+    result = cli("study", "echo", "--preset", "tiny", "--seeds", 3, "--set", "strength=3", "--out", "r", "--quiet")
+    assert result.exit_code == 0, result.output
+    report = Report.load("r/report.json")
+    assert report.tables["runs"].column("model") == [
+        "organism:override", "organism:override-1", "organism:override", *["organism:robust"] * 3,
+    ]  # fmt: skip
+    assert all(Path("r", page).is_file() for page in report.tables["runs"].column("page"))
+    assert [finding.name for finding in report.findings] == ["loud.rate.random", "low.rate.random", "seeds.unmet"]
+    assert report.finding("loud.rate.random").estimate == pytest.approx(0.01)
+    assert report.provenance.config["seeds"] == [0, 1, 2]
+
+
+def test_one_seed_that_fails_is_not_outvoted(cli: Cli, told: dict[str, Any]) -> None:
+    from subspace_probe.core.reports import Report
+
+    args = ("study", "echo", "-m", "organism:override", "--seeds", 2, "--seed", 5, "--set", "strength=3", "-o", "r")
+    assert cli(*args).exit_code == 1
+    report = Report.load("r/report.json")
+    assert report.finding("rate.random").estimate == pytest.approx(0.055)  # seeds 5 and 6: .05 is met, .06 is not
+    assert report.finding("seeds.unmet").estimate == 1
+    assert "rate.random at seed 6" in report.finding("seeds.unmet").note
+
+
+def test_without_a_model_the_preset_must_bring_one(cli: Cli, told: dict[str, Any]) -> None:
+    for args in ((), ("--preset", "none"), ("--seeds", 2)):
+        result = cli("study", "echo", *args)
+        assert result.exit_code == 2
+        assert "No model was given for echo." in result.stderr
+        assert "--preset tiny" in result.stderr
+    assert not told

@@ -199,6 +199,17 @@ def ladder_rows() -> Rows:
     return rows
 
 
+def seed_rows() -> Rows:
+    rows: Rows = []
+    for seed, value in enumerate((0.96, 0.4, NAN)):
+        row = {"case": "a <b>case</b>", "seed": seed, "finding": "rate.ablated", "estimate": value, "null_low": 0.0}
+        rows.append(row | {"null_high": 0.1, "least": 0.9, "most": None, "met": value > 0.9})
+        rows.append(rows[-1] | {"finding": "rate.kept", "estimate": 0.9, "null_low": NAN, "met": True})
+        rows.append(rows[-1] | {"finding": "kl", "estimate": 3.5, "least": None})
+        rows.append(rows[-1] | {"finding": "no expectation", "estimate": 0.5})
+    return rows
+
+
 def sweep_rows(rng: random.Random) -> Rows:
     return [
         {
@@ -267,6 +278,7 @@ def report() -> "Report":
         "completions": Table.of(completion_rows(), "Greedy, at most 24 new tokens."),
         "selection": Table.of(selection_rows(rng)),
         "ladder": Table.of(ladder_rows()),
+        "seeds": Table.of(seed_rows()),
         "patch_sweep": Table.of(sweep_rows(rng), "One row for each cell."),
         "illusion": Table.of(illusion_rows(rng)),
         "dormancy": Table.of(dormancy_rows(rng), "A sample of the states."),

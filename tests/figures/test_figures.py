@@ -28,6 +28,7 @@ NAMES = (
     "dormancy",
     "capacity",
     "patch_sweep",
+    "seeds",
 )
 Only = Callable[..., "Report"]
 
