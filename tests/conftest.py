@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared" / "models" / "stories260k"
 
 LONGEST = {
-    "test_harmfulness.py", "test_notebooks.py", "test_wheel.py", "test_examples.py", "test_backends.py",
+    "test_harmfulness.py", "test_wheel.py", "test_examples.py", "test_backends.py",
     "test_refusal_direction.py", "test_mechanism.py", "test_sweep.py", "test_folder.py",
 }  # fmt: skip
 """Files of a minute and more, each one piece of work."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.reports import Table
 from subspace_probe.core.tokens import TokenBatch, Where
@@ -103,13 +102,13 @@ def limit_of(budget: float | str | None) -> float | None:
     return limit
 
 
-def _rerun(case: Case, prompts: Contrast, conditions: Sequence[Condition]) -> float:
+def _rerun(case: Case, batch: TokenBatch, conditions: Sequence[Condition]) -> float:
     """How many whole passes over the prompts the conditions come to.
 
     What lies below their lowest edit, and before their first token, is computed once for all; the unembedding of the
     last token is not.
     """
-    spec, batch = case.model.spec, case.model.tokens(prompts)
+    spec = case.model.spec
     block, head = 12 * spec.d_model**2, spec.d_vocab * spec.d_model
     total, known = 0.0, dict[Where, float]()
     for condition in conditions:
@@ -138,14 +137,16 @@ _LEFT = "left out for the budget"
 
 def planned(case: Case, checks: Sequence[CaseCheck], limit: float | None) -> Plan:
     """Which checks run, in their order, until the budget is spent; a dear one is passed over for cheaper ones."""
-    unit, spent = len(case.contrast) * (1.0 + _rerun(case, case.contrast, [case.intervention])), 0.0
+    natural = None if case.natural is None else case.model.tokens(case.natural.prompts)
+    batch = case.model.tokens(case.contrast)
+    unit, spent = batch.size * (1.0 + _rerun(case, batch, [case.intervention])), 0.0
     items: list[Item] = []
     for check in checks:
         started = time.perf_counter()
         if limit is not None and spent >= limit * unit:
             items.append(Item(check, reason=f"{_LEFT} of {limit:g} times the measurement, which was spent"))
             continue
-        item = _item(case, check)
+        item = _item(case, check, batch if check.on == "contrast" or natural is None else natural)
         if not item.reason and limit is not None and spent + item.cost > limit * unit:
             of = f"{_LEFT} of {limit:g} times the measurement: it costs {item.cost / unit:.1f}"
             item = Item(check, cost=item.cost, reason=of)
@@ -154,13 +155,13 @@ def planned(case: Case, checks: Sequence[CaseCheck], limit: float | None) -> Pla
     return Plan(items, unit)
 
 
-def _item(case: Case, check: CaseCheck) -> Item:
+def _item(case: Case, check: CaseCheck, batch: TokenBatch) -> Item:
+    """What one check takes on the prompts that it is asked on."""
     reason = check.missing(case)
     if not reason and check.on == "natural" and case.natural is None:
         reason = case.no_natural
     if reason:
         return Item(check, reason=reason)
     conditions = check.conditions(case)
-    prompts = case.contrast if check.on == "contrast" or case.natural is None else case.natural.prompts
-    shared = len(prompts) * _rerun(case, prompts, conditions)
+    shared = batch.size * _rerun(case, batch, conditions)
     return Item(check, conditions, shared + check.passes(case), shared)

@@ -54,12 +54,12 @@ class Reading:
         members = [(index == group).nonzero().flatten() for group in range(int(index.max()) + 1)]
         generator = torch.Generator().manual_seed(seed)
         found: list[Tensor] = []
-        finder = quick(self.finder)
+        finder, acts = quick(self.finder), self.acts.only(self.site)
         for _ in range(draws):
             picked = torch.randint(len(members), (len(members),), generator=generator).tolist()
             rows = torch.cat([members[group] for group in picked])
             try:
-                found.append(finder.fit(self.acts.take(rows), self.site).vector.double())
+                found.append(finder.fit(acts.take(rows), self.site).vector.double())
             except DataError:  # a sample without rows of some cell
                 found.append(torch.full((self.acts.rows.width(self.site),), torch.nan, dtype=torch.float64))
         return torch.stack(found)
@@ -89,6 +89,7 @@ def compare(
     """
     drawn = {name: reading.resampled(draws, seed) for name, reading in readings.items()}
     fits = {name: reading.fit() for name, reading in readings.items()}
+    halves = {name: split_half_overlaps(r.finder, r.acts, r.site, draws=30, seed=seed) for name, r in readings.items()}
     findings: list[Finding] = []
     rows: list[dict[str, object]] = []
     for name, left, right, kind in pairs:
@@ -96,8 +97,9 @@ def compare(
         value = cosine(fits[left].vector.double(), fits[right].vector.double())
         resampled = torch.cosine_similarity(drawn[left], drawn[right])
         spread = range_of(resampled[resampled.isfinite()], "groups of prompts, bootstrap")
-        halves = [split_half_overlaps(r.finder, r.acts, r.site, draws=30, seed=seed) for r in (a, b)]
-        same = range_of(torch.cat(halves), "split halves of one direction: the cosine were they the same")
+        same = range_of(
+            torch.cat([halves[left], halves[right]]), "split halves of one direction: the cosine were they the same"
+        )
         chance = chance_range(a, b, seed=seed)
         note = (
             f"{kind}; by chance, with the covariance of these states, {chance.low:+.2f} to {chance.high:+.2f}; "

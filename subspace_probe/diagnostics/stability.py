@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from subspace_probe.core.activations import Activations
+from subspace_probe.core.activations import Activations, MemoryRows
 from subspace_probe.core.errors import DataError
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.intervals import range_of
@@ -26,6 +26,8 @@ def split_half_overlaps(
     found: list[float] = []
     empty = 0
     refitted = quick(finder)
+    if isinstance(acts.rows, MemoryRows):  # what lies on disk is read a site at a time anyway
+        acts = acts.only(site)
     for draw in range(seed, seed + draws):
         # labels are shuffled before the split, so that both halves share the shuffle and not only its marginals
         source = shuffled(finder, acts, seed=draw) if permuted else acts

@@ -50,8 +50,9 @@ def encode(
         raise DataError("No prompts were given. Give at least one.")
     texts: list[str] = []
     spans: list[tuple[int, int] | None] = []
+    frames: dict[str, str] = {}
     for prompt in prompts:
-        text, characters = render(tokenizer, prompt, template_kwargs or {})
+        text, characters = render(tokenizer, prompt, template_kwargs or {}, frames)
         texts.append(text)
         spans.append(characters)
     ids: list[list[int]] = []
@@ -76,8 +77,17 @@ def encode(
     )
 
 
-def render(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -> tuple[str, tuple[int, int] | None]:
+def render(
+    tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any], frames: dict[str, str] | None = None
+) -> tuple[str, tuple[int, int] | None]:
     """The text shown to the model, and the characters of the instruction in it; None for text shown as it is.
+
+    Args:
+        tokenizer: with or without a chat template.
+        prompt: what to show.
+        template_kwargs: options of the chat template.
+        frames: what the template puts around an instruction, by the turns before it, filled in here: prompts rendered
+            together share it, since rendering takes longer than a tiny model.
 
     Raises:
         ConfigError: messages for a model without a chat template.
@@ -95,7 +105,10 @@ def render(tokenizer: Any, prompt: Prompt, template_kwargs: Mapping[str, Any]) -
     messages = list(prompt.messages) or [Message(role="user", content=prompt.text)]
     full = _apply(tokenizer, messages, template_kwargs)
     content = messages[-1]["content"]
-    marked = _apply(tokenizer, [*messages[:-1], Message(role="user", content=_SENTINEL)], template_kwargs)
+    known, before = {} if frames is None else frames, repr(messages[:-1])
+    if before not in known:
+        known[before] = _apply(tokenizer, [*messages[:-1], Message(role="user", content=_SENTINEL)], template_kwargs)
+    marked = known[before]
     start, times = marked.find(_SENTINEL), marked.count(_SENTINEL)
     # templates may strip white space around the content, on either side
     kept = next((text for text in _stripped(content) if full.startswith(text, start)), None)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.studies.notebooks import Executed, execute
+
 if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
     from subspace_probe.finders.published_selection import Candidate
@@ -17,11 +19,18 @@ MODELS = ("gemma-2b-it", "meta-llama-3-8b-instruct", "qwen-1_8b-chat")
 
 
 @pytest.fixture(scope="module")
-def report(chat: "HookedModel") -> "Report":
-    from subspace_probe.studies import STUDIES
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    return execute("refusal_direction", tmp_path_factory.mktemp("notebook"))
 
-    study = STUDIES.load("refusal_direction")
-    return study.run(chat, study.Config(**{**study.presets["tiny"], "n_test": 144}), progress=False)
+
+@pytest.fixture(scope="module")
+def report(executed: Executed) -> "Report":
+    return executed.report
+
+
+@pytest.mark.slow
+def test_the_notebook(executed: Executed) -> None:
+    executed.check()
 
 
 ABOVE = {
