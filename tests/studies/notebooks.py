@@ -2,8 +2,8 @@
 
     python -m tests.studies.notebooks [name ...]
 
-which needs kaleido and a Chrome (BROWSER_PATH) to store every figure as a picture beside its data, so that a notebook can
-be read where nothing runs.
+which needs kaleido and a Chrome (BROWSER_PATH) to store every figure as a picture beside its data, so that a notebook
+can be read where nothing runs.
 """
 
 import base64

@@ -16,7 +16,7 @@ def cells(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 def test_every_study_has_a_notebook_and_every_notebook_a_test() -> None:
     from subspace_probe.studies import STUDIES
 
-    assert NAMES == sorted(STUDIES)
+    assert sorted(STUDIES) == NAMES
     for name in NAMES:
         source = (FOLDER.parent / "tests" / "studies" / f"test_{name}.py").read_text(encoding="utf-8")
         assert f'execute("{name}"' in source, f"test_{name}.py does not run its notebook"
