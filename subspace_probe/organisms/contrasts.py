@@ -80,6 +80,20 @@ def _knob(split: Split, n: int | None, seed: int) -> list[_Row]:
     return rows
 
 
+def _ioi(split: Split, n: int | None, seed: int) -> list[_Row]:
+    """Pairs that differ in which of the two names comes first, and in nothing else; both have the same answer."""
+    rng = random.Random(seed)
+    rows: list[_Row] = []
+    for pair in range((n or 256) // 2):
+        surroundings = rng.getrandbits(32)
+        for position in (0, 1):
+            example = skills.ioi(random.Random(surroundings), split, position=position)
+            names = sorted(words.NAMES.index(name) for name in (example.prior, example.context))
+            group = names[0] * len(words.NAMES) + names[1]
+            rows.append(_Row(example, example.prior, example.context, position, pair, group))
+    return rows
+
+
 def _simple(draw: Callable[[random.Random, Split], Example]) -> Callable[[Split, int | None, int], list[_Row]]:
     """A skill without a class of its own: labels alternate; the foil is the wrong name or value, or another answer."""
 
@@ -104,7 +118,7 @@ def _any_skill(rng: random.Random, split: Split) -> Example:
 _OTHERS: Final[Mapping[str, Callable[[Split, int | None, int], list[_Row]]]] = {
     "facts": _simple(skills.fact),
     "knob": _knob,
-    "ioi": _simple(skills.ioi),
+    "ioi": _ioi,
     "repeat": _simple(skills.repeat),
     "kinds": _simple(skills.kind),
     "skills": _simple(_any_skill),
@@ -117,7 +131,7 @@ CONTRASTS: Final[Mapping[str, str]] = {
     "judgement": "requests followed by the question whether they are harmful",
     "knob": "a note against a memorised fact: label 1 where the note counts",
     "facts": "memorised facts",
-    "ioi": "indirect object identification",
+    "ioi": "indirect object identification: label 1 where the repeated name comes first; factors io, s and position",
     "repeat": "repeating words",
     "kinds": "which of two boxes a word belongs to: the hidden classes, as memorised facts",
     "skills": "facts, kinds, knob, ioi and repeating, mixed: what interventions on refusal should leave alone",
@@ -183,6 +197,10 @@ def _factors(rows: list[_Row], *, aligned: bool) -> dict[str, tuple[int, ...]]:
     factors = {"skill": tuple(SKILLS.index(e.skill) for e in examples)}
     if examples[0].skill == "knob" and all(e.skill == "knob" for e in examples):
         factors["format"] = tuple(e.wording for e in examples)
+    if all(e.skill == "ioi" for e in examples):
+        factors["io"] = tuple(words.NAMES.index(e.prior) for e in examples)
+        factors["s"] = tuple(words.NAMES.index(e.context) for e in examples)
+        factors["position"] = tuple(row.label for row in rows)
     return factors
 
 

@@ -142,10 +142,18 @@ def knob(rng: random.Random, split: Split, *, intent: int | None = None, wording
     return _surround(rng, example, split, system=said if form == 1 else "")
 
 
-def ioi(rng: random.Random, split: Split) -> Example:
-    """Indirect object identification: the one who gave is named twice, the answer is the other."""
+def ioi(rng: random.Random, split: Split, *, position: int | None = None) -> Example:
+    """Indirect object identification: the one who gave is named twice, the answer is the other.
+
+    Args:
+        rng: Source of the choices left open.
+        split: Which pairs of names may be drawn.
+        position: 0 to name the other first, 1 to name the giver first; drawn when None. Nothing else depends on it.
+    """
     first, second = rng.choice(NAME_PAIRS[split])
     giver, other = (first, second) if rng.random() < 0.5 else (second, first)
+    if position is not None:
+        first, second = (giver, other) if position else (other, giver)
     text = rng.choice(say.IOI).format(a=first, b=second, s=giver, p=rng.choice(words.PLACES), g=rng.choice(words.GIFTS))
     return _surround(rng, Example(skill="ioi", answer=f"{other} .", messages=(("user", f"{say.IOI_PREFIX} {text}"),),
                                   prior=other, context=giver), split)  # fmt: skip
