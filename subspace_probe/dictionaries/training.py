@@ -38,6 +38,8 @@ class Training:
         lr: learning rate; it falls to zero over the last fifth of the steps.
         scale: scale states to a mean norm of sqrt(d_in) while training, so that `lr` and `penalty` mean the same at
             every site. The factor is folded into the weights afterwards.
+        frozen_decoder: leave the decoder's rows as they were drawn and train the rest: a control, since what it
+            reconstructs owes nothing to directions that were learned (Makelov, Lange & Nanda 2024, arXiv:2405.08366).
         held_out: share of the prompts that is not trained on; what the metadata say is measured there.
         buffer_rows: rows of a store on disk that are shuffled together in memory.
         seed: of the first weights, the held-out prompts and the order of rows.
@@ -51,6 +53,7 @@ class Training:
     batch_size: int = 1024
     lr: float = 1e-3
     scale: bool = True
+    frozen_decoder: bool = False
     held_out: float = 0.1
     buffer_rows: int = 262_144
     seed: int = 0
@@ -175,6 +178,7 @@ def _fitted(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(training.seed)
         trained = _untrained(training, width).to(device)
+        trained.W_dec.requires_grad_(not training.frozen_decoder)
         trainer = SAETrainer(settings, trained, batches)
         # the steps of trainer.fit, without its progress bar, which cannot be turned off
         for batch in tqdm(islice(batches, training.steps), "SAE", training.steps, unit="batch", disable=not progress):

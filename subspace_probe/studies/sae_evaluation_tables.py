@@ -1,0 +1,60 @@
+"""What `sae_evaluation` says in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from subspace_probe.core.findings import Finding
+from subspace_probe.core.sites import Site
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What the summary needs of the study's settings."""
+
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
+    @property
+    def where(self) -> str: ...
+
+
+def summary(
+    model: str, site: Site, findings: Sequence[Finding], tables: Mapping[str, list[dict[str, Any]]], config: Settings
+) -> list[str]:
+    """The answer in a few sentences, each from the numbers it names."""
+    by_name = {finding.name: finding for finding in findings}
+    learned = [row["dictionary"] for row in tables["interpretable"]]
+
+    def figure(name: str) -> str:
+        found = by_name[name]
+        interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
+        return f"{found.estimate:.2f}{interval}"
+
+    lines = [
+        f"The state {site.short} at {config.where} carries the answer of {model}; a dictionary fitted to the attributes "
+        f"keeps {figure('sufficiency.supervised')} of the logit difference, mean codes "
+        f"{figure('sufficiency.supervised_mean')}. "
+        + "Reconstructions of autoencoders keep "
+        + ", ".join(f"{figure(f'sufficiency.{arm}')} ({arm})" for arm in learned)
+        + "."
+    ]
+    for name in config.attributes:
+        rows = [row for row in tables["edits"] if row["attribute"] == name]
+        no_edit = rows[0]["no_edit"]
+        by_arm = ", ".join(f"{figure(f'edit.{name}.{arm}')} ({arm})" for arm in learned)
+        lines.append(
+            f"Two features change {name} as the whole patch does in {figure(f'edit.{name}.supervised')} of prompts "
+            f"with supervision, {by_arm}; {no_edit:.2f} agree without any edit."
+        )
+    weak = [row["attribute"] for row in tables["attributes"] if row["explained"] <= row["null_high"] + 0.01]
+    if weak:
+        lines.append(f"Codes of {', '.join(weak)} explain nothing of this state: it is not linearly readable there.")
+    counts = ", ".join(
+        f"{row['interpretable']} of {row['alive']} ({row['dictionary']}; keeping them keeps {row['kept']:.2f})"
+        for row in tables["interpretable"]
+    )
+    lines.append(f"Features that stand for attributes on held-out prompts: {counts}.")
+    lines.append(
+        "One state of a small model is compared here; the published comparison took the queries, keys, values and "
+        "outputs of 26 heads of GPT-2."
+    )
+    return lines

@@ -1,0 +1,324 @@
+"""The three tests of `sae_evaluation`: approximation, sparse control, interpretability."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from subspace_probe.core.activations import Activations
+from subspace_probe.core.errors import DataError
+from subspace_probe.core.findings import Expectation, Finding, Interval
+from subspace_probe.core.intervals import mean_of, range_of, shares
+from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
+from subspace_probe.dictionaries.editing import SparseEdit, exchanged, sparse_edits
+from subspace_probe.dictionaries.interpreting import Interpretation, f1_scores, interpret
+from subspace_probe.dictionaries.supervised import SupervisedDictionary
+from subspace_probe.studies.sae_evaluation_prompts import Bench, Columns, columns_of, partners, shuffled
+
+SKYLINE = 0.95
+"""What supervised dictionaries are expected to reach by sufficiency."""
+EDITED = 0.8
+"""Agreement that supervised edits are expected to exceed, as published (except where no edit agrees already)."""
+PAIR = 2
+"""Features that a supervised edit changes: one out, one in."""
+SHOWN = 8
+"""Features shown of each dictionary."""
+Found = tuple[list[Finding], dict[str, list[dict[str, Any]]]]
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What the tests need of the study's settings."""
+
+    @property
+    def attributes(self) -> tuple[str, ...]: ...
+    @property
+    def budgets(self) -> tuple[int, ...]: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Arms:
+    """The dictionaries to be compared.
+
+    Attributes:
+        supervised: the skyline.
+        mean_codes: the same with mean codes.
+        saes: the learned ones and a random one, by name.
+        randoms: random dictionaries: the null of what is learned.
+        fits: supervised dictionaries of shuffled attributes: the null of the skyline.
+    """
+
+    supervised: SupervisedDictionary
+    mean_codes: SupervisedDictionary
+    saes: Mapping[str, SparseAutoencoder]
+    randoms: Sequence[SparseAutoencoder]
+    fits: Sequence[SupervisedDictionary]
+
+
+# ---------------------------------------------------------------------------------------------------- 1 approximation
+def approximation(
+    bench: Bench, arms: Arms, train: Activations, test: Activations, config: Settings, expects: bool
+) -> Found:
+    """Test 1: the metric with states replaced by reconstructions, and by what reconstructions leave over."""
+    a, columns = test.at(bench.site), columns_of(test.contrast, config.attributes)
+    mean = train.at(bench.site).mean(0).expand_as(a)
+    made = {"supervised": arms.supervised.reconstruct(columns), "supervised_mean": arms.mean_codes.reconstruct(columns)}
+    made |= {name: sae.decode(sae.encode(a), a).to(a.dtype) for name, sae in arms.saes.items()}
+    nulls = {
+        "fits": [fit.reconstruct(columns) for fit in arms.fits],
+        "randoms": [sae.decode(sae.encode(a), a).to(a.dtype) for sae in arms.randoms],
+    }
+    listed = [*made.values(), *nulls["fits"], *nulls["randoms"]]
+    values = bench.run([None, mean, *listed, *(mean + a - x for x in listed)])[0]
+    clean, without, rest = values[0], values[1], values[2:]
+    enough, needed = rest[: len(listed)], rest[len(listed) :]
+    groups, seed, n = test.groups, config.seed, len(a)
+
+    def measured(name: str, claim: str, part: Tensor, null: Interval, expected: Expectation | None = None) -> Finding:
+        estimate, interval = mean_of(part, groups, seed=seed)
+        return Finding(name, claim, estimate, interval, null, n, expected=expected).judged("above", margin=0.05)
+
+    clean_value, clean_interval = mean_of(clean, groups, seed=seed)
+    mean_value, mean_interval = mean_of(without, groups, seed=seed)
+    chance = Interval(mean_interval.low, mean_interval.high, mean_interval.level, "states replaced by their mean")
+    findings = [
+        Finding(
+            "logit_difference.clean", "the model tells the answer from the foil at this state",
+            clean_value, clean_interval, chance, n, note=f"{mean_value:.2f} with the state's mean in its place",
+        ).judged("above", margin=0.1 * abs(clean_value), no_effect=mean_value)
+    ]  # fmt: skip
+    gap, rows = clean - without, list[dict[str, Any]]()
+    split = (len(made), len(made) + len(arms.fits))
+    for i, (name, states) in enumerate(made.items()):
+        drawn = slice(*split) if name.startswith("supervised") else slice(split[1], None)
+        of = f"{config.draws} dictionaries, " + ("attributes shuffled" if name.startswith("supervised") else "random")
+        ratio, share = shares(enough, clean), shares(enough - without, gap)
+        need = shares(clean - needed, gap)
+        expected = Expectation(above=SKYLINE) if expects and name == "supervised" else None
+        three = [
+            measured(f"sufficiency.{name}", f"the model works on the reconstructions of {name}", ratio[i],
+                     range_of(ratio[drawn].mean(-1), of), expected),
+            measured(f"sufficiency_normalised.{name}", f"of what the state's mean loses, {name} gives back", share[i],
+                     range_of(share[drawn].mean(-1), of)),
+            measured(f"necessity.{name}", f"the model needs what {name} reconstructs", need[i],
+                     range_of(need[drawn].mean(-1), of)),
+        ]  # fmt: skip
+        findings += three
+        explained = 1 - float((a - states).double().square().sum() / (a - mean).double().square().sum())
+        row: dict[str, Any] = {"dictionary": name, "variance_explained": explained}
+        for finding, key in zip(three, ("sufficiency", "sufficiency_normalised", "necessity"), strict=True):
+            low, high = (finding.interval.low, finding.interval.high) if finding.interval else (None, None)
+            row |= {key: finding.estimate, f"{key}_low": low, f"{key}_high": high}
+            row[f"{key}_null_high"] = finding.null.high if finding.null else None
+        rows.append(row)
+    sizes = [
+        {"dictionary": name, "features": len(arms.supervised.names), "active": float(len(config.attributes))}
+        for name in ("supervised", "supervised_mean")
+    ] + [
+        {"dictionary": name, "features": sae.d_sae, "active": float((sae.encode(a) != 0).double().sum(1).mean())}
+        for name, sae in arms.saes.items()
+    ]
+    return findings, {"approximation": rows, "dictionaries": sizes, "attributes": _explained(arms, a, columns, config)}
+
+
+def _explained(arms: Arms, a: Tensor, columns: Columns, config: Settings) -> list[dict[str, Any]]:
+    """Held-out variance that each attribute's codes explain by themselves, beside codes of shuffled attributes."""
+
+    def share(fit: SupervisedDictionary, name: str) -> float:
+        centred = (a - fit.mean).double()
+        return 1 - float((centred - fit.code(name, columns[name]).double()).square().sum() / centred.square().sum())
+
+    rows: list[dict[str, Any]] = []
+    for name in config.attributes:
+        null = range_of(torch.tensor([share(fit, name) for fit in arms.fits]), "attributes shuffled")
+        value, norm = share(arms.mean_codes, name), float(arms.mean_codes.codes[name].norm(dim=1).mean())
+        rows.append({"attribute": name, "explained": value, "null_low": null.low, "null_high": null.high,
+                     "code_norm": norm, "state_norm": float((a - arms.mean_codes.mean).norm(dim=1).mean())})  # fmt: skip
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------- 2 sparse control
+def sparse_control(
+    bench: Bench, arms: Arms, train: Activations, test: Activations, config: Settings, expects: bool
+) -> Found:
+    """Test 2: change one attribute by few features; right is the most likely token of the whole patch."""
+    findings: list[Finding] = []
+    rows: list[dict[str, Any]] = []
+    aware = _aware(arms, train, config)
+    for name in config.attributes:
+        columns = columns_of(test.contrast, config.attributes)
+        here, there = partners(columns, name, seed=config.seed)
+        if len(here) < 10:
+            raise DataError(
+                f"{len(here)} test prompts have a partner that differs in {name!r} and in no other attribute; 10 are "
+                "the least. Add prompts, or leave the attribute out."
+            )
+        part = Bench(bench.model, bench.site, bench.where, test.contrast.take(here.tolist()))
+        found, more = _edited(part, arms, test, name, (here, there), aware, config, expects)
+        findings += found
+        rows += more
+    return findings, {"edits": rows}
+
+
+def _edited(
+    part: Bench,
+    arms: Arms,
+    test: Activations,
+    name: str,
+    pairs: tuple[Int[Tensor, " m"], Int[Tensor, " m"]],
+    aware: Callable[[str, str, Tensor, Tensor, Columns, Columns, int], SparseEdit],
+    config: Settings,
+    expects: bool,
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    columns = columns_of(test.contrast, config.attributes)
+    source, target = (test.at(part.site)[rows] for rows in pairs)
+    own, wanted = ({key: column[rows] for key, column in columns.items()} for rows in pairs)
+    removed = {("supervised", PAIR, "greedy"): arms.supervised.weights(own)[name]}
+    states: dict[tuple[str, int, str], Tensor] = {
+        ("supervised", PAIR, "greedy"): arms.supervised.edit(source, name, before=own[name], after=wanted[name])
+    }
+    for arm, sae in arms.saes.items():
+        edits = {(arm, k, "greedy"): e for k, e in sparse_edits(sae, source, target, config.budgets).items()}
+        for k in (k for k in config.budgets if k >= PAIR):
+            edits[arm, k, "aware"] = aware(arm, name, source, target, own, wanted, k)
+        states |= {key: edit.states for key, edit in edits.items()}
+        removed |= {key: edit.removed for key, edit in edits.items()}
+    nulls = [fit.edit(source, name, before=own[name], after=wanted[name]) for fit in arms.fits]
+    nulls += [sparse_edits(sae, source, target, (PAIR,))[PAIR].states for sae in arms.randoms]
+    tokens = part.run([target, None, *states.values(), *nulls])[1]
+    right = (tokens[1:] == tokens[0]).double()
+    groups = torch.tensor(part.contrast.groups)
+    no_edit, no_interval = mean_of(right[0], groups, seed=config.seed)
+    rates = {key: mean_of(right[1 + i], groups, seed=config.seed) for i, key in enumerate(states)}
+    skyline = rates["supervised", PAIR, "greedy"][0]
+    drawn = right[1 + len(states) :].mean(1)
+    ranges = {
+        "fits": range_of(drawn[: len(arms.fits)], f"{config.draws} dictionaries, attributes shuffled"),
+        "randoms": range_of(drawn[len(arms.fits) :], f"{config.draws} random dictionaries"),
+    }
+    rows = [_row(name, "none", 0, "greedy", (no_edit, no_interval), no_edit, skyline, 0.0)]
+    rows += [_row(name, *key, rates[key], no_edit, skyline, float(removed[key].mean())) for key in states]
+    findings: list[Finding] = []
+    for arm in ("supervised", *arms.saes):
+        (rate, interval), null = rates[arm, PAIR, "greedy"], ranges["fits" if arm == "supervised" else "randoms"]
+        expected = Expectation(above=EDITED) if expects and arm == "supervised" else None
+        note = f"{no_edit:.2f} without an edit" + ("" if arm == "supervised" else f", {skyline:.2f} by supervision")
+        if no_edit >= EDITED:
+            note += "; without an edit it agrees already, so this attribute decides little here"
+        claim = f"{PAIR} features of {arm} change {name} as the whole patch does"
+        finding = Finding(f"edit.{name}.{arm}", claim, rate, interval, null, len(source), expected=expected, note=note)
+        findings.append(finding.judged("above", margin=0.05, no_effect=no_edit))
+    return findings, rows
+
+
+def _row(
+    name: str, arm: str, budget: int, kind: str, rate: tuple[float, Interval], low: float, high: float, removed: float
+) -> dict[str, Any]:
+    """One edit; affine is missing where supervision and no edit are too near to each other to tell."""
+    estimate, interval = rate
+    affine = (estimate - low) / (high - low) if abs(high - low) >= 0.1 else None
+    return {
+        "attribute": name, "dictionary": arm, "features": budget, "kind": kind, "accuracy": estimate,
+        "low": interval.low, "high": interval.high, "affine": affine, "no_edit": low, "supervised": high,
+        "removed": removed,
+    }  # fmt: skip
+
+
+def _aware(
+    arms: Arms, train: Activations, config: Settings
+) -> Callable[[str, str, Tensor, Tensor, Columns, Columns, int], SparseEdit]:
+    """Edits that know what features mean: those of highest F1 for the old value out, for the new value in."""
+    site = train.sites[0]
+    columns = columns_of(train.contrast, config.attributes)
+    seen = {name: column.unique() for name, column in columns.items()}
+    scores: dict[str, dict[str, Tensor]] = {}
+    for arm, sae in arms.saes.items():
+        active = sae.encode(train.at(site)) != 0
+        scores[arm] = {name: f1_scores(active, columns[name][:, None] == seen[name]) for name in columns}
+
+    def edit(
+        arm: str, name: str, source: Tensor, target: Tensor, own: Columns, wanted: Columns, k: int
+    ) -> SparseEdit:
+        sae, f1 = arms.saes[arm], scores[arm][name].T
+        picked: list[Tensor] = []
+        for states, values in ((source, own[name]), (target, wanted[name])):
+            at = (values[:, None] == seen[name]).long().argmax(1)
+            ranked = torch.where(sae.encode(states) != 0, f1[at], -1.0).topk(k // 2, dim=1)
+            picked.append(torch.where(ranked.values > 0, ranked.indices, -1))
+        return exchanged(sae, source, target, torch.cat(picked, 1))
+
+    return edit
+
+
+# ------------------------------------------------------------------------------------------------ 3 interpretability
+def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activations, config: Settings) -> Found:
+    """Test 3: properties are chosen on training prompts; F1 and causal effect are those of test prompts."""
+    seed = config.seed
+    a, states = test.at(bench.site), train.at(bench.site)
+    columns, seen = columns_of(test.contrast, config.attributes), columns_of(train.contrast, config.attributes)
+    mean = states.mean(0).expand_as(a)
+    rows: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    changed: list[Tensor] = []
+    fooled = shuffled(seen, seed=seed), shuffled(columns, seed=seed)
+    for arm, sae in arms.saes.items():
+        active, tested = sae.encode(states) != 0, sae.encode(a) != 0
+        named, alive = interpret(active, seen), active.any(0)
+        f1 = named.score(tested, columns)
+        good = (f1 >= config.threshold) & alive
+        chance = (interpret(active, fooled[0]).score(tested, fooled[1]) >= config.threshold) & alive
+        shown += _best(arm, named, f1, tested)
+        counts = {"alive": int(alive.sum()), "interpretable": int(good.sum()), "by_chance": int(chance.sum())}
+        rows.append({"dictionary": arm, **counts})
+        changed += _kept(sae, states, a, good)
+    clean, without, *rest = bench.run([None, mean, *changed])[0]
+    for row, kept, removed in zip(rows, rest[::2], rest[1::2], strict=True):
+        for key, part in (("kept", kept - without), ("removed", clean - removed)):
+            estimate, interval = mean_of(shares(part, clean - without), test.groups, seed=seed)
+            row |= {key: estimate, f"{key}_low": interval.low, f"{key}_high": interval.high}
+    return _counted(rows, config), {"features": shown, "interpretable": rows}
+
+
+def _counted(rows: Sequence[Mapping[str, Any]], config: Settings) -> list[Finding]:
+    return [
+        Finding(
+            f"interpretable.{row['dictionary']}",
+            f"share of the live features of {row['dictionary']} that stand for an attribute (F1 >= {config.threshold:g})",
+            row["interpretable"] / max(1, row["alive"]),
+            n=row["alive"],
+            note=f"{row['interpretable']} of {row['alive']}; {row['by_chance']} with shuffled attributes",
+        )
+        for row in rows
+    ]
+
+
+def _kept(
+    sae: SparseAutoencoder, train: Float[Tensor, "m d"], a: Float[Tensor, "n d"], good: Bool[Tensor, " f"]
+) -> list[Float[Tensor, "n d"]]:
+    """The reconstruction with all but some features at their mean; the state with these features at their mean."""
+    f, usual = sae.encode(a), sae.encode(train).mean(0)
+    kept = sae.decode(torch.where(good, f, usual), a)
+    removed = a + sae.gain(a) * (torch.where(good, usual - f, 0.0) @ sae.decoder)
+    return [kept.to(a.dtype), removed.to(a.dtype)]
+
+
+def _best(
+    arm: str, named: Interpretation, f1: Float64[Tensor, " f"], active: Bool[Tensor, "n f"]
+) -> list[dict[str, Any]]:
+    order = f1.argsort(descending=True, stable=True)[:SHOWN].tolist()
+    rates = active.double().mean(0)
+    return [
+        {"dictionary": arm, "feature": i, "property": str(named.properties[i]), "f1": float(f1[i]),
+         "f1_train": float(named.f1[i]), "rate": float(rates[i])}
+        for i in order
+    ]  # fmt: skip
