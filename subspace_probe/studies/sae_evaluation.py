@@ -82,11 +82,14 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"n_train": 1200, "n_test": 192},
+    "tiny": {"n_train": 800, "n_test": 160},
     "small": {"n_train": 2000, "n_test": 400},
     # published: GPT-2 small, queries, keys, values and outputs of 26 heads; here at one state of any model
     "paper": {"n_train": 20_000, "n_test": 5000},
 }
+
+_AUDITED = 64
+"""Prompts of the audit, which runs every random subspace on them."""
 
 ABOUT: Mapping[str, str] = {
     "patch_sweep": "Share of the answer that moves when one residual state is exchanged whole.",
@@ -167,6 +170,7 @@ def _audit(
     """Is it the span of the first attribute's codes that controls the answer, or any span of that rank?"""
     name = config.attributes[0]
     rows, other = partners(columns_of(test.contrast, config.attributes), name, seed=config.seed)
+    rows, other = rows[:_AUDITED], other[:_AUDITED]
     asked = test.contrast.take(rows.tolist())
     target = test.contrast.take(other.tolist())
     states = test.at(bench.site)[other]

@@ -12,19 +12,16 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError, StoreError, unknown
 from subspace_probe.core.prompts import Prompt
-from subspace_probe.core.protocols import Metric
 from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import Where
 from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
 from subspace_probe.dictionaries.configuration import Configuration
 from subspace_probe.dictionaries.loading import load_sae
-from subspace_probe.interventions.conditions import outcomes
-from subspace_probe.interventions.patch import Patch
+from subspace_probe.interventions.patch_cells import Cells, rerun
 from subspace_probe.interventions.patch_sweep import patch_sweep
-from subspace_probe.interventions.sources import Source
 from subspace_probe.interventions.sweep_results import PatchSweep
 from subspace_probe.linalg.bases import random_directions
-from subspace_probe.metrics import metric_for
+from subspace_probe.metrics.answers import LogitDifference
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms import organism_contrast
 
@@ -33,6 +30,8 @@ RESTORED = 0.95
 the skyline."""
 _SWEEP = 64
 """Prompts that the cross-section is searched on."""
+_AT_ONCE, _TOKENS = 100, 4096
+"""Sets of states that are put in together, and tokens a pass may run on."""
 Columns = Mapping[str, Int[Tensor, " n"]]
 
 
@@ -168,20 +167,35 @@ class Bench:
     where: Where
     contrast: Contrast
 
-    def run(self, states: Sequence[Float[Tensor, "n d"] | None]) -> Float64[Tensor, "2 condition n"]:
-        """Logit difference, and the most likely token, under each set of states; None leaves the model alone."""
-        rows = torch.arange(len(self.contrast))
-        conditions = [
-            None if x is None else Patch(Source({self.site: x.float()}, rows, self.where, len(rows)), self.where)
-            for x in states
-        ]
-        metrics: list[Metric] = [metric_for("logit_difference", self.model), most_likely]
-        return outcomes(self.model, self.contrast.prompts, conditions, metrics)
+    def run(self, states: Sequence[Float[Tensor, "n d"]]) -> Float64[Tensor, "2 condition n"]:
+        """Logit difference, and the most likely token, with each set of states in the place of the model's own.
+
+        What lies below the state is computed once, and hundreds of sets take a few passes of what lies above.
+        """
+        n, prompts = len(self.contrast), self.contrast.prompts
+        batch = self.model.tokens(prompts)
+        columns = batch.ids.shape[1] - batch.lengths + batch.position(self.where)
+        asked = LogitDifference(self.model).tokens(prompts)
+        out = torch.full((2, len(states) * n), float("nan"), dtype=torch.float64)
+
+        def emit(logits: Tensor, places: Tensor) -> None:
+            shown = logits.detach().float().cpu()
+            found = shown.gather(1, asked[places % n])
+            out[0, places], out[1, places] = (found[:, 0] - found[:, 1]).double(), shown.argmax(-1).double()
+
+        rows, own = torch.arange(n), self.model.backend
+        for i, put in enumerate(states):
+            every = torch.arange(i * n, (i + 1) * n)
+            cells = Cells(self.site, rows, columns, put.to(own.device, own.dtype), every)
+            todo = [cells] if i % _AT_ONCE == 0 else [*todo, cells]
+            if len(todo) == _AT_ONCE or i == len(states) - 1:
+                rerun(self.model, batch, [_joined(todo)], None, _TOKENS, emit)
+        return out.view(2, len(states), n)
 
 
-def most_likely(logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]:
-    """The most likely next token."""
-    return logits.argmax(-1).double()
+def _joined(cells: Sequence[Cells]) -> Cells:
+    parts = (torch.cat([getattr(some, name) for some in cells]) for name in ("prompts", "columns", "states", "places"))
+    return Cells(cells[0].site, *parts)
 
 
 # ------------------------------------------------------------------------------------------------------- dictionaries

@@ -79,7 +79,7 @@ def approximation(
         "randoms": [sae.decode(sae.encode(a), a).to(a.dtype) for sae in arms.randoms],
     }
     listed = [*made.values(), *nulls["fits"], *nulls["randoms"]]
-    values = bench.run([None, mean, *listed, *(mean + a - x for x in listed)])[0]
+    values = bench.run([a, mean, *listed, *(mean + a - x for x in listed)])[0]
     clean, without, rest = values[0], values[1], values[2:]
     enough, needed = rest[: len(listed)], rest[len(listed) :]
     groups, seed, n = test.groups, config.seed, len(a)
@@ -195,7 +195,7 @@ def _edited(
         removed |= {key: edit.removed for key, edit in edits.items()}
     nulls = [fit.edit(source, name, before=own[name], after=wanted[name]) for fit in arms.fits]
     nulls += [sparse_edits(sae, source, target, (PAIR,))[PAIR].states for sae in arms.randoms]
-    tokens = part.run([target, None, *states.values(), *nulls])[1]
+    tokens = part.run([target, source, *states.values(), *nulls])[1]
     right = (tokens[1:] == tokens[0]).double()
     groups = torch.tensor(part.contrast.groups)
     no_edit, no_interval = mean_of(right[0], groups, seed=config.seed)
@@ -281,7 +281,7 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
         counts = {"alive": int(alive.sum()), "interpretable": int(good.sum()), "by_chance": int(chance.sum())}
         rows.append({"dictionary": arm, **counts})
         changed += _kept(sae, states, a, good)
-    clean, without, *rest = bench.run([None, mean, *changed])[0]
+    clean, without, *rest = bench.run([a, mean, *changed])[0]
     for row, kept, removed in zip(rows, rest[::2], rest[1::2], strict=True):
         for key, part in (("kept", kept - without), ("removed", clean - removed)):
             estimate, interval = mean_of(shares(part, clean - without), test.groups, seed=seed)
