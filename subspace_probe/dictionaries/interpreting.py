@@ -47,13 +47,17 @@ class Interpretation:
     properties: tuple[Property, ...]
     f1: Float64[Tensor, " feature"]
 
-    def score(self, active: Bool[Tensor, "n feature"], attributes: Mapping[str, Int[Tensor, " n"]]) -> Float64[Tensor, " feature"]:
+    def score(
+        self, active: Bool[Tensor, "n feature"], attributes: Mapping[str, Int[Tensor, " n"]]
+    ) -> Float64[Tensor, " feature"]:
         """F1 of the same pairs of feature and property on other prompts: what choosing among many did not inflate."""
         truth = torch.stack([each.holds(attributes) for each in self.properties], 1)
         return _f1((active & truth).sum(0).double(), active.sum(0).double(), truth.sum(0).double())
 
 
-def f1_scores(active: Bool[Tensor, "n feature"], truth: Bool[Tensor, "n property"]) -> Float64[Tensor, "feature property"]:
+def f1_scores(
+    active: Bool[Tensor, "n feature"], truth: Bool[Tensor, "n property"]
+) -> Float64[Tensor, "feature property"]:
     """F1 of every feature's active set against every property; 0 where neither ever holds."""
     both = active.double().T @ truth.double()
     return _f1(both, active.double().sum(0)[:, None], truth.double().sum(0)[None])

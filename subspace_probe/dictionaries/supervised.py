@@ -132,7 +132,9 @@ class SupervisedDictionary:
         same = column[:, None].cpu() == torch.tensor(self.values[name])
         if not bool(same.any(1).all()):
             strange = sorted(set(column.tolist()) - set(self.values[name]))
-            raise DataError(f"The dictionary has no code for {name}={strange[:10]}. Fit it on prompts with these values.")
+            raise DataError(
+                f"The dictionary has no code for {name}={strange[:10]}. Fit it on prompts with these values."
+            )
         return same.long().argmax(1)
 
     def _column(self, attributes: Mapping[str, Int[Tensor, " n"]], name: str) -> Int[Tensor, " n"]:

@@ -82,7 +82,7 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"n_train": 800, "n_test": 160},
+    "tiny": {"n_train": 600, "n_validation": 40, "n_test": 112},
     "small": {"n_train": 2000, "n_test": 400},
     # published: GPT-2 small, queries, keys, values and outputs of 26 heads; here at one state of any model
     "paper": {"n_train": 20_000, "n_test": 5000},
@@ -97,7 +97,8 @@ ABOUT: Mapping[str, str] = {
     "attributes": "Share of the variance of the test states that each attribute's codes explain.",
     "approximation": "The metric under reconstructions (sufficiency), and with them taken out (necessity).",
     "edits": "Share of edited prompts with the most likely token of the whole patch, by features changed; affine: 0 is "
-    "no edit, 1 the supervised edit; removed: share of the reconstruction taken out.",
+    "no edit, 1 the supervised edit; closed: share of the KL to the whole patch that the edit takes away; removed: share "
+    "of the reconstruction taken out.",
     "features": "The features with the highest F1 on held-out prompts, and what they stand for.",
     "interpretable": "Features with an F1 from the threshold on, and what keeping or removing them does.",
     "questions": "What each check asked and found.",
@@ -164,9 +165,7 @@ def _arms(model: HookedModel, train: Activations, site: Site, config: Config) ->
     )
 
 
-def _audit(
-    bench: Bench, known: SupervisedDictionary, test: Activations, config: Config, progress: bool
-) -> Report:
+def _audit(bench: Bench, known: SupervisedDictionary, test: Activations, config: Config, progress: bool) -> Report:
     """Is it the span of the first attribute's codes that controls the answer, or any span of that rank?"""
     name = config.attributes[0]
     rows, other = partners(columns_of(test.contrast, config.attributes), name, seed=config.seed)
@@ -189,9 +188,7 @@ def _audit(
     ).report
 
 
-def _provenance(
-    model: HookedModel, config: Config, parts: Parts, site: Site, arms: Arms, began: float
-) -> Provenance:
+def _provenance(model: HookedModel, config: Config, parts: Parts, site: Site, arms: Arms, began: float) -> Provenance:
     defaults = asdict(Config())
     return Provenance.now(
         model=model.spec.name,

@@ -28,8 +28,6 @@ from subspace_probe.organisms import organism_contrast
 RESTORED = 0.95
 """A state is a cross-section where patching it whole restores at least so much of the metric, as the study requires of
 the skyline."""
-_SWEEP = 64
-"""Prompts that the cross-section is searched on."""
 _AT_ONCE, _TOKENS = 100, 4096
 """Sets of states that are put in together, and tokens a pass may run on."""
 Columns = Mapping[str, Int[Tensor, " n"]]
@@ -96,7 +94,9 @@ def parts_of(model: HookedModel, config: Settings, contrast: Contrast | None) ->
         if missing := [name for name in config.attributes if name not in part.factors]:
             raise unknown("attribute (a column of whole numbers)", missing[0], part.factors)
         if not all(prompt.answer and prompt.foil for prompt in part.prompts):
-            raise DataError(f"A prompt of {part.name!r} has no 'answer' or no 'foil', which the logit difference needs.")
+            raise DataError(
+                f"A prompt of {part.name!r} has no 'answer' or no 'foil', which the logit difference needs."
+            )
     return Parts(*drawn)
 
 
@@ -127,11 +127,15 @@ def find_cross_section(model: HookedModel, prompts: Contrast, config: Settings) 
     Raises:
         ConfigError: no state does.
     """
-    part = prompts.take(list(range(min(_SWEEP, len(prompts)))))
-    others = _other_answers(part)
     streams: list[Stream] = [name for name in ("resid_pre", "resid_mid") if name not in model.spec.unsupported]
     swept = patch_sweep(
-        model, part, others, "logit_difference", streams=streams, positions=[config.where], seed=config.seed
+        model,
+        prompts,
+        _other_answers(prompts),
+        "logit_difference",
+        streams=streams,
+        positions=[config.where],
+        seed=config.seed,
     )
     if config.site:
         return Site.parse(config.site).resolve(model.spec.n_layers), swept
@@ -167,8 +171,10 @@ class Bench:
     where: Where
     contrast: Contrast
 
-    def run(self, states: Sequence[Float[Tensor, "n d"]]) -> Float64[Tensor, "2 condition n"]:
-        """Logit difference, and the most likely token, with each set of states in the place of the model's own.
+    def run(self, states: Sequence[Float[Tensor, "n d"]]) -> Float64[Tensor, "3 condition n"]:
+        """What the model says with each set of states in the place of its own.
+
+        The logit difference, the most likely token, and KL from what it says with the first set, in nats.
 
         What lies below the state is computed once, and hundreds of sets take a few passes of what lies above.
         """
@@ -176,12 +182,17 @@ class Bench:
         batch = self.model.tokens(prompts)
         columns = batch.ids.shape[1] - batch.lengths + batch.position(self.where)
         asked = LogitDifference(self.model).tokens(prompts)
-        out = torch.full((2, len(states) * n), float("nan"), dtype=torch.float64)
+        out = torch.full((3, len(states) * n), float("nan"), dtype=torch.float64)
+        first = torch.empty(n, self.model.spec.d_vocab)
 
         def emit(logits: Tensor, places: Tensor) -> None:
             shown = logits.detach().float().cpu()
             found = shown.gather(1, asked[places % n])
             out[0, places], out[1, places] = (found[:, 0] - found[:, 1]).double(), shown.argmax(-1).double()
+            log_p = shown.log_softmax(-1)
+            first[places[places < n]] = log_p[places < n]
+            reference = first[places % n]
+            out[2, places] = (reference.exp() * (reference - log_p)).sum(-1).double()
 
         rows, own = torch.arange(n), self.model.backend
         for i, put in enumerate(states):
@@ -190,7 +201,7 @@ class Bench:
             todo = [cells] if i % _AT_ONCE == 0 else [*todo, cells]
             if len(todo) == _AT_ONCE or i == len(states) - 1:
                 rerun(self.model, batch, [_joined(todo)], None, _TOKENS, emit)
-        return out.view(2, len(states), n)
+        return out.view(3, len(states), n)
 
 
 def _joined(cells: Sequence[Cells]) -> Cells:

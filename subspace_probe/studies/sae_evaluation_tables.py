@@ -38,12 +38,20 @@ def summary(
         + "."
     ]
     for name in config.attributes:
-        rows = [row for row in tables["edits"] if row["attribute"] == name]
-        no_edit = rows[0]["no_edit"]
-        by_arm = ", ".join(f"{figure(f'edit.{name}.{arm}')} ({arm})" for arm in learned)
+        no_edit = next(row["no_edit"] for row in tables["edits"] if row["attribute"] == name)
+        prefix, said = ("edit", "give the token of the whole patch in")
+        if by_name[f"edit.{name}.supervised"].verdict == "not tested":
+            prefix, said = (
+                "closed",
+                f"(the answer stays, {no_edit:.2f} agree without an edit) close of the KL to the patch",
+            )
+        if by_name[f"{prefix}.{name}.supervised"].verdict == "not tested":
+            lines.append(f"Changing {name} at this state changes nothing, even by the whole patch.")
+            continue
+        by_arm = ", ".join(f"{figure(f'{prefix}.{name}.{arm}')} ({arm})" for arm in learned)
         lines.append(
-            f"Two features change {name} as the whole patch does in {figure(f'edit.{name}.supervised')} of prompts "
-            f"with supervision, {by_arm}; {no_edit:.2f} agree without any edit."
+            f"Two features that change {name} {said} {figure(f'{prefix}.{name}.supervised')} with supervision, {by_arm}"
+            + (f"; {no_edit:.2f} without any edit." if prefix == "edit" else ".")
         )
     weak = [row["attribute"] for row in tables["attributes"] if row["explained"] <= row["null_high"] + 0.01]
     if weak:

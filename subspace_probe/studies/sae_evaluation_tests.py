@@ -1,7 +1,7 @@
 """The three tests of `sae_evaluation`: approximation, sparse control, interpretability."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -24,6 +24,8 @@ EDITED = 0.8
 """Agreement that supervised edits are expected to exceed, as published (except where no edit agrees already)."""
 PAIR = 2
 """Features that a supervised edit changes: one out, one in."""
+LEAST_KL = 0.01
+"""Nats below which a patch moves nothing that an edit could be measured by."""
 SHOWN = 8
 """Features shown of each dictionary."""
 Found = tuple[list[Finding], dict[str, list[dict[str, Any]]]]
@@ -105,18 +107,17 @@ def approximation(
         ratio, share = shares(enough, clean), shares(enough - without, gap)
         need = shares(clean - needed, gap)
         expected = Expectation(above=SKYLINE) if expects and name == "supervised" else None
-        three = [
+        both = [
             measured(f"sufficiency.{name}", f"the model works on the reconstructions of {name}", ratio[i],
                      range_of(ratio[drawn].mean(-1), of), expected),
-            measured(f"sufficiency_normalised.{name}", f"of what the state's mean loses, {name} gives back", share[i],
-                     range_of(share[drawn].mean(-1), of)),
             measured(f"necessity.{name}", f"the model needs what {name} reconstructs", need[i],
                      range_of(need[drawn].mean(-1), of)),
         ]  # fmt: skip
-        findings += three
+        findings += both
         explained = 1 - float((a - states).double().square().sum() / (a - mean).double().square().sum())
         row: dict[str, Any] = {"dictionary": name, "variance_explained": explained}
-        for finding, key in zip(three, ("sufficiency", "sufficiency_normalised", "necessity"), strict=True):
+        row["normalised"] = float(share[i].mean())
+        for finding, key in zip(both, ("sufficiency", "necessity"), strict=True):
             low, high = (finding.interval.low, finding.interval.high) if finding.interval else (None, None)
             row |= {key: finding.estimate, f"{key}_low": low, f"{key}_high": high}
             row[f"{key}_null_high"] = finding.null.high if finding.null else None
@@ -195,42 +196,65 @@ def _edited(
         removed |= {key: edit.removed for key, edit in edits.items()}
     nulls = [fit.edit(source, name, before=own[name], after=wanted[name]) for fit in arms.fits]
     nulls += [sparse_edits(sae, source, target, (PAIR,))[PAIR].states for sae in arms.randoms]
-    tokens = part.run([target, source, *states.values(), *nulls])[1]
-    right = (tokens[1:] == tokens[0]).double()
-    groups = torch.tensor(part.contrast.groups)
-    no_edit, no_interval = mean_of(right[0], groups, seed=config.seed)
-    rates = {key: mean_of(right[1 + i], groups, seed=config.seed) for i, key in enumerate(states)}
+    values = part.run([target, source, *states.values(), *nulls])
+    right = (values[1, 1:] == values[1, 0]).double()
+    apart = values[2, 1:]
+    closed = shares(apart[0] - apart, apart[0]) if float(apart[0].mean()) >= LEAST_KL else None
+    groups, seed = torch.tensor(part.contrast.groups), config.seed
+    no_edit = mean_of(right[0], groups, seed=seed)
+    rates = {key: mean_of(right[1 + i], groups, seed=seed) for i, key in enumerate(states)}
     skyline = rates["supervised", PAIR, "greedy"][0]
-    drawn = right[1 + len(states) :].mean(1)
-    ranges = {
-        "fits": range_of(drawn[: len(arms.fits)], f"{config.draws} dictionaries, attributes shuffled"),
-        "randoms": range_of(drawn[len(arms.fits) :], f"{config.draws} random dictionaries"),
-    }
-    rows = [_row(name, "none", 0, "greedy", (no_edit, no_interval), no_edit, skyline, 0.0)]
-    rows += [_row(name, *key, rates[key], no_edit, skyline, float(removed[key].mean())) for key in states]
+    rows = [_row(name, ("none", 0, "greedy"), no_edit, no_edit[0], skyline, 0.0, None)]
+    for i, key in enumerate(states):
+        share = None if closed is None else float(closed[1 + i].mean())
+        rows.append(_row(name, key, rates[key], no_edit[0], skyline, float(removed[key].mean()), share))
     findings: list[Finding] = []
     for arm in ("supervised", *arms.saes):
-        (rate, interval), null = rates[arm, PAIR, "greedy"], ranges["fits" if arm == "supervised" else "randoms"]
-        expected = Expectation(above=EDITED) if expects and arm == "supervised" else None
-        note = f"{no_edit:.2f} without an edit" + ("" if arm == "supervised" else f", {skyline:.2f} by supervision")
-        if no_edit >= EDITED:
-            note += "; without an edit it agrees already, so this attribute decides little here"
-        claim = f"{PAIR} features of {arm} change {name} as the whole patch does"
-        finding = Finding(f"edit.{name}.{arm}", claim, rate, interval, null, len(source), expected=expected, note=note)
-        findings.append(finding.judged("above", margin=0.05, no_effect=no_edit))
+        i, first = 1 + list(states).index((arm, PAIR, "greedy")), 1 + len(states)
+        drawn = slice(first, first + len(arms.fits)) if arm == "supervised" else slice(first + len(arms.fits), None)
+        of = f"{config.draws} dictionaries, {'attributes shuffled' if arm == 'supervised' else 'random'}"
+        null, power = range_of(right[drawn].mean(1), of), no_edit[0] < EDITED
+        expected = Expectation(above=EDITED) if expects and power and arm == "supervised" else None
+        note = f"{no_edit[0]:.2f} without an edit" + ("" if arm == "supervised" else f", {skyline:.2f} by supervision")
+        claim = f"{PAIR} features of {arm} change {name} as the whole patch does: the most likely token"
+        found = Finding(
+            f"edit.{name}.{arm}", claim, *rates[arm, PAIR, "greedy"], null, len(source), "unaudited", expected
+        )
+        if power:
+            found = replace(found.judged("above", margin=0.05, no_effect=no_edit[0]), note=note)
+        else:
+            note += "; the answer does not change, so agreement on it cannot show an edit"
+            found = replace(found, verdict="not tested", note=note)
+        findings.append(found)
+        claim = f"{PAIR} features of {arm} change {name} as the whole patch does: all tokens"
+        if closed is None:
+            note = f"the whole patch itself moves the prediction by {float(apart[0].mean()):.1g} nats only"
+            findings.append(Finding(f"closed.{name}.{arm}", claim, float("nan"), verdict="not tested", note=note))
+            continue
+        share, interval = mean_of(closed[i], groups, seed=seed)
+        null = range_of(closed[drawn].mean(1), of)
+        note = f"share of the {float(apart[0].mean()):.2g} nats of KL between no edit and the whole patch"
+        found = Finding(f"closed.{name}.{arm}", claim, share, interval, null, len(source), note=note)
+        findings.append(found.judged("above", margin=0.05))
     return findings, rows
 
 
 def _row(
-    name: str, arm: str, budget: int, kind: str, rate: tuple[float, Interval], low: float, high: float, removed: float
+    name: str,
+    key: tuple[str, int, str],
+    rate: tuple[float, Interval],
+    low: float,
+    high: float,
+    removed: float,
+    closed: float | None,
 ) -> dict[str, Any]:
     """One edit; affine is missing where supervision and no edit are too near to each other to tell."""
-    estimate, interval = rate
+    (arm, budget, kind), (estimate, interval) = key, rate
     affine = (estimate - low) / (high - low) if abs(high - low) >= 0.1 else None
     return {
         "attribute": name, "dictionary": arm, "features": budget, "kind": kind, "accuracy": estimate,
         "low": interval.low, "high": interval.high, "affine": affine, "no_edit": low, "supervised": high,
-        "removed": removed,
+        "closed": closed, "removed": removed,
     }  # fmt: skip
 
 
@@ -246,9 +270,7 @@ def _aware(
         active = sae.encode(train.at(site)) != 0
         scores[arm] = {name: f1_scores(active, columns[name][:, None] == seen[name]) for name in columns}
 
-    def edit(
-        arm: str, name: str, source: Tensor, target: Tensor, own: Columns, wanted: Columns, k: int
-    ) -> SparseEdit:
+    def edit(arm: str, name: str, source: Tensor, target: Tensor, own: Columns, wanted: Columns, k: int) -> SparseEdit:
         sae, f1 = arms.saes[arm], scores[arm][name].T
         picked: list[Tensor] = []
         for states, values in ((source, own[name]), (target, wanted[name])):
