@@ -21,7 +21,11 @@ UNION = 10
 @final
 @dataclass(frozen=True)
 class Property:
-    """Prompts whose attributes have one of these values: `{"io": (3, 5)}`, or both at once: `{"io": (3,), "pos": (1,)}`."""
+    """Prompts whose attributes have one of the values stated: of one attribute, or of two at once.
+
+    Attributes:
+        values: attribute and values, `(("io", (3, 5)),)` or `(("io", (3,)), ("position", (1,)))`.
+    """
 
     values: tuple[tuple[str, tuple[int, ...]], ...]
 

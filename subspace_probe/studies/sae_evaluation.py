@@ -40,8 +40,8 @@ from subspace_probe.studies.sae_evaluation_prompts import (
     find_cross_section,
     learned,
     organism_of,
-    parts_of,
     partners,
+    parts_of,
     random_dictionary,
     shuffled,
 )

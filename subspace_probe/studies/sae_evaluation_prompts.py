@@ -171,7 +171,7 @@ class Bench:
     where: Where
     contrast: Contrast
 
-    def run(self, states: Sequence[Float[Tensor, "n d"]]) -> Float64[Tensor, "3 condition n"]:
+    def run(self, states: Sequence[Float[Tensor, "n d"]]) -> Float64[Tensor, "measure condition n"]:
         """What the model says with each set of states in the place of its own.
 
         The logit difference, the most likely token, and KL from what it says with the first set, in nats.
@@ -194,19 +194,12 @@ class Bench:
             reference = first[places % n]
             out[2, places] = (reference.exp() * (reference - log_p)).sum(-1).double()
 
-        rows, own = torch.arange(n), self.model.backend
-        for i, put in enumerate(states):
-            every = torch.arange(i * n, (i + 1) * n)
-            cells = Cells(self.site, rows, columns, put.to(own.device, own.dtype), every)
-            todo = [cells] if i % _AT_ONCE == 0 else [*todo, cells]
-            if len(todo) == _AT_ONCE or i == len(states) - 1:
-                rerun(self.model, batch, [_joined(todo)], None, _TOKENS, emit)
+        for start in range(0, len(states), _AT_ONCE):
+            some = states[start : start + _AT_ONCE]
+            places = torch.arange(start * n, (start + len(some)) * n)
+            cells = Cells(self.site, places % n, columns[places % n], torch.cat(list(some)), places)
+            rerun(self.model, batch, [cells], None, _TOKENS, emit)
         return out.view(3, len(states), n)
-
-
-def _joined(cells: Sequence[Cells]) -> Cells:
-    parts = (torch.cat([getattr(some, name) for some in cells]) for name in ("prompts", "columns", "states", "places"))
-    return Cells(cells[0].site, *parts)
 
 
 # ------------------------------------------------------------------------------------------------------- dictionaries

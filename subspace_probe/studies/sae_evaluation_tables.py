@@ -37,6 +37,7 @@ def summary(
         + ", ".join(f"{figure(f'sufficiency.{arm}')} ({arm})" for arm in learned)
         + "."
     ]
+    idle: list[str] = []
     for name in config.attributes:
         no_edit = next(row["no_edit"] for row in tables["edits"] if row["attribute"] == name)
         prefix, said = ("edit", "give the token of the whole patch in")
@@ -46,6 +47,7 @@ def summary(
                 f"(the answer stays, {no_edit:.2f} agree without an edit) close of the KL to the patch",
             )
         if by_name[f"{prefix}.{name}.supervised"].verdict == "not tested":
+            idle.append(name)
             lines.append(f"Changing {name} at this state changes nothing, even by the whole patch.")
             continue
         by_arm = ", ".join(f"{figure(f'{prefix}.{name}.{arm}')} ({arm})" for arm in learned)
@@ -53,14 +55,20 @@ def summary(
             f"Two features that change {name} {said} {figure(f'{prefix}.{name}.supervised')} with supervision, {by_arm}"
             + (f"; {no_edit:.2f} without any edit." if prefix == "edit" else ".")
         )
-    weak = [row["attribute"] for row in tables["attributes"] if row["explained"] <= row["null_high"] + 0.01]
+    weak = [row["attribute"] for row in tables["attributes"] if row["explained"] <= max(0.01, row["null_high"])]
     if weak:
-        lines.append(f"Codes of {', '.join(weak)} explain nothing of this state: it is not linearly readable there.")
+        lines.append(f"Codes of {', '.join(weak)} explain nothing of this state: not linearly readable there.")
     counts = ", ".join(
         f"{row['interpretable']} of {row['alive']} ({row['dictionary']}; keeping them keeps {row['kept']:.2f})"
         for row in tables["interpretable"]
     )
     lines.append(f"Features that stand for attributes on held-out prompts: {counts}.")
+    for name in (name for name in idle if name not in weak):
+        row = next(iter(tables["interpretable"]))
+        lines.append(
+            f"{name} is readable and idle: {row[f'of_{name}']} of the interpretable features of {row['dictionary']} "
+            "stand for it, though exchanging it whole changes nothing. A feature that can be named need not be used."
+        )
     lines.append(
         "One state of a small model is compared here; the published comparison took the queries, keys, values and "
         "outputs of 26 heads of GPT-2."

@@ -99,7 +99,8 @@ def approximation(
             clean_value, clean_interval, chance, n, note=f"{mean_value:.2f} with the state's mean in its place",
         ).judged("above", margin=0.1 * abs(clean_value), no_effect=mean_value)
     ]  # fmt: skip
-    gap, rows = clean - without, list[dict[str, Any]]()
+    gap = clean - without
+    rows: list[dict[str, Any]] = []
     split = (len(made), len(made) + len(arms.fits))
     for i, (name, states) in enumerate(made.items()):
         drawn = slice(*split) if name.startswith("supervised") else slice(split[1], None)
@@ -133,18 +134,25 @@ def approximation(
 
 
 def _explained(arms: Arms, a: Tensor, columns: Columns, config: Settings) -> list[dict[str, Any]]:
-    """Held-out variance that each attribute's codes explain by themselves, beside codes of shuffled attributes."""
+    """Held-out variance that one attribute's codes explain beyond the others', beside codes of shuffled attributes."""
 
     def share(fit: SupervisedDictionary, name: str) -> float:
-        centred = (a - fit.mean).double()
-        return 1 - float((centred - fit.code(name, columns[name]).double()).square().sum() / centred.square().sum())
+        left = (a - fit.reconstruct(columns)).double()
+        more = (left + fit.code(name, columns[name]).double()).square().sum() - left.square().sum()
+        return float(more / (a - fit.mean).double().square().sum())
 
     rows: list[dict[str, Any]] = []
+    size = float((a - arms.supervised.mean).norm(dim=1).mean())
     for name in config.attributes:
         null = range_of(torch.tensor([share(fit, name) for fit in arms.fits]), "attributes shuffled")
-        value, norm = share(arms.mean_codes, name), float(arms.mean_codes.codes[name].norm(dim=1).mean())
-        rows.append({"attribute": name, "explained": value, "null_low": null.low, "null_high": null.high,
-                     "code_norm": norm, "state_norm": float((a - arms.mean_codes.mean).norm(dim=1).mean())})  # fmt: skip
+        norm = float(arms.supervised.codes[name].norm(dim=1).mean())
+        row = {
+            "attribute": name,
+            "explained": share(arms.supervised, name),
+            "null_low": null.low,
+            "null_high": null.high,
+        }
+        rows.append({**row, "code_norm": norm, "state_norm": size})
     return rows
 
 
@@ -301,7 +309,9 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
         chance = (interpret(active, fooled[0]).score(tested, fooled[1]) >= config.threshold) & alive
         shown += _best(arm, named, f1, tested)
         counts = {"alive": int(alive.sum()), "interpretable": int(good.sum()), "by_chance": int(chance.sum())}
-        rows.append({"dictionary": arm, **counts})
+        kinds = [{attribute for attribute, _ in named.properties[i].values} for i in good.nonzero().flatten().tolist()]
+        of = {f"of_{name}": sum(kind == {name} for kind in kinds) for name in config.attributes}
+        rows.append({"dictionary": arm, **counts, **of})
         changed += _kept(sae, states, a, good)
     clean, without, *rest = bench.run([a, mean, *changed])[0]
     for row, kept, removed in zip(rows, rest[::2], rest[1::2], strict=True):
@@ -315,7 +325,7 @@ def _counted(rows: Sequence[Mapping[str, Any]], config: Settings) -> list[Findin
     return [
         Finding(
             f"interpretable.{row['dictionary']}",
-            f"share of the live features of {row['dictionary']} that stand for an attribute (F1 >= {config.threshold:g})",
+            f"share of {row['dictionary']}'s live features that stand for an attribute (F1 >= {config.threshold:g})",
             row["interpretable"] / max(1, row["alive"]),
             n=row["alive"],
             note=f"{row['interpretable']} of {row['alive']}; {row['by_chance']} with shuffled attributes",
