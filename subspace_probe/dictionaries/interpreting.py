@@ -51,12 +51,20 @@ class Interpretation:
     properties: tuple[Property, ...]
     f1: Float64[Tensor, " feature"]
 
+    def truth(self, attributes: Mapping[str, Int[Tensor, " n"]]) -> Bool[Tensor, "n feature"]:
+        """Of which prompts each feature's property holds."""
+        return torch.stack([each.holds(attributes) for each in self.properties], 1)
+
     def score(
         self, active: Bool[Tensor, "n feature"], attributes: Mapping[str, Int[Tensor, " n"]]
     ) -> Float64[Tensor, " feature"]:
         """F1 of the same pairs of feature and property on other prompts: what choosing among many did not inflate."""
-        truth = torch.stack([each.holds(attributes) for each in self.properties], 1)
-        return _f1((active & truth).sum(0).double(), active.sum(0).double(), truth.sum(0).double())
+        return matched_f1(active, self.truth(attributes))
+
+
+def matched_f1(active: Bool[Tensor, "n feature"], truth: Bool[Tensor, "n feature"]) -> Float64[Tensor, " feature"]:
+    """F1 of each feature against its own property; 0 where neither ever holds."""
+    return _f1((active & truth).sum(0).double(), active.sum(0).double(), truth.sum(0).double())
 
 
 def f1_scores(

@@ -30,8 +30,8 @@ def summary(
         return f"{found.estimate:.2f}{interval}"
 
     lines = [
-        f"The state {site.short} at {config.where} carries the answer of {model}; a dictionary fitted to the attributes "
-        f"keeps {figure('sufficiency.supervised')} of the logit difference, mean codes "
+        f"The state {site.short} at {config.where} carries the answer of {model}; codes fitted to the attributes "
+        f"keep {figure('sufficiency.supervised')} of the logit difference, mean codes "
         f"{figure('sufficiency.supervised_mean')}. "
         + "Reconstructions of autoencoders keep "
         + ", ".join(f"{figure(f'sufficiency.{arm}')} ({arm})" for arm in learned)

@@ -14,9 +14,9 @@ from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.intervals import mean_of, range_of, shares
 from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
 from subspace_probe.dictionaries.editing import SparseEdit, exchanged, sparse_edits
-from subspace_probe.dictionaries.interpreting import Interpretation, f1_scores, interpret
+from subspace_probe.dictionaries.interpreting import Interpretation, f1_scores, interpret, matched_f1
 from subspace_probe.dictionaries.supervised import SupervisedDictionary
-from subspace_probe.studies.sae_evaluation_prompts import Bench, Columns, columns_of, partners, shuffled
+from subspace_probe.studies.sae_evaluation_prompts import Bench, Columns, columns_of, partners
 
 SKYLINE = 0.95
 """What supervised dictionaries are expected to reach by sufficiency."""
@@ -300,15 +300,20 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     changed: list[Tensor] = []
-    fooled = shuffled(seen, seed=seed), shuffled(columns, seed=seed)
+    findings: list[Finding] = []
     for arm, sae in arms.saes.items():
         active, tested = sae.encode(states) != 0, sae.encode(a) != 0
         named, alive = interpret(active, seen), active.any(0)
-        f1 = named.score(tested, columns)
+        truth = named.truth(columns)
+        f1 = matched_f1(tested, truth)
         good = (f1 >= config.threshold) & alive
-        chance = (interpret(active, fooled[0]).score(tested, fooled[1]) >= config.threshold) & alive
+        orders = [
+            torch.randperm(len(a), generator=torch.Generator().manual_seed(seed + i)) for i in range(config.draws)
+        ]
+        chance = torch.stack([matched_f1(tested[order], truth) >= config.threshold for order in orders])
+        findings.append(_named(arm, good[alive], chance[:, alive].double().mean(1), config))
         shown += _best(arm, named, f1, tested)
-        counts = {"alive": int(alive.sum()), "interpretable": int(good.sum()), "by_chance": int(chance.sum())}
+        counts = {"alive": int(alive.sum()), "interpretable": int(good.sum())}
         kinds = [{attribute for attribute, _ in named.properties[i].values} for i in good.nonzero().flatten().tolist()]
         of = {f"of_{name}": sum(kind == {name} for kind in kinds) for name in config.attributes}
         rows.append({"dictionary": arm, **counts, **of})
@@ -318,20 +323,17 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
         for key, part in (("kept", kept - without), ("removed", clean - removed)):
             estimate, interval = mean_of(shares(part, clean - without), test.groups, seed=seed)
             row |= {key: estimate, f"{key}_low": interval.low, f"{key}_high": interval.high}
-    return _counted(rows, config), {"features": shown, "interpretable": rows}
+    return findings, {"features": shown, "interpretable": rows}
 
 
-def _counted(rows: Sequence[Mapping[str, Any]], config: Settings) -> list[Finding]:
-    return [
-        Finding(
-            f"interpretable.{row['dictionary']}",
-            f"share of {row['dictionary']}'s live features that stand for an attribute (F1 >= {config.threshold:g})",
-            row["interpretable"] / max(1, row["alive"]),
-            n=row["alive"],
-            note=f"{row['interpretable']} of {row['alive']}; {row['by_chance']} with shuffled attributes",
-        )
-        for row in rows
-    ]
+def _named(arm: str, good: Bool[Tensor, " alive"], chance: Float64[Tensor, " draw"], config: Settings) -> Finding:
+    estimate, interval = mean_of(good.double(), torch.arange(len(good)), seed=config.seed)
+    claim = f"features of {arm} stand for attributes: F1 >= {config.threshold:g} on held-out prompts"
+    null = range_of(chance, f"{config.draws} shuffles of the prompts")
+    interval = replace(interval, of=f"{len(good)} live features")
+    note = f"{int(good.sum())} of {len(good)} live features"
+    found = Finding(f"interpretable.{arm}", claim, estimate, interval, null, len(good), note=note)
+    return found.judged("above", margin=0.02)
 
 
 def _kept(
