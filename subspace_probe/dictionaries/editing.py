@@ -32,7 +32,7 @@ class SparseEdit:
 
 
 def sparse_edits(
-    sae: SparseAutoencoder, source: Float[Tensor, "n d"], target: Float[Tensor, "n d"], budgets: tuple[int, ...]
+    sae: SparseAutoencoder, source: Float[Tensor, "n d"], target: Float[Tensor, "m d"], budgets: tuple[int, ...]
 ) -> dict[int, SparseEdit]:
     """Exchange the features that bring each source state nearest to its target, one after the other.
 

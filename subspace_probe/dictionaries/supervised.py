@@ -40,7 +40,7 @@ class SupervisedDictionary:
 
     @classmethod
     def fit(
-        cls, activations: Float[Tensor, "n d"], attributes: Mapping[str, Int[Tensor, " n"]], *, kind: Codes = "mse"
+        cls, activations: Float[Tensor, "n d"], attributes: Mapping[str, Int[Tensor, " m"]], *, kind: Codes = "mse"
     ) -> "SupervisedDictionary":
         """Fit codes to states of one site.
 

@@ -97,8 +97,8 @@ ABOUT: Mapping[str, str] = {
     "attributes": "Share of the variance of the test states that each attribute's codes explain.",
     "approximation": "The metric under reconstructions (sufficiency), and with them taken out (necessity).",
     "edits": "Share of edited prompts with the most likely token of the whole patch, by features changed; affine: 0 is "
-    "no edit, 1 the supervised edit; closed: share of the KL to the whole patch that it takes away; removed: share of the "
-    "reconstruction taken out.",
+    "no edit, 1 the supervised edit; closed: share of the KL to the whole patch that it takes away; removed: share of "
+    "the reconstruction taken out.",
     "features": "The features with the highest F1 on held-out prompts, and what they stand for.",
     "interpretable": "Features with an F1 from the threshold on, and what keeping or removing them does.",
     "questions": "What each check asked and found.",
