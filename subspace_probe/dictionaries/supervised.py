@@ -35,7 +35,7 @@ class SupervisedDictionary:
 
     mean: Float[Tensor, " d"]
     values: Mapping[str, tuple[int, ...]]
-    codes: Mapping[str, Float[Tensor, "value d"]]
+    codes: Mapping[str, Float[Tensor, "_ d"]]
     kind: Codes = "mse"
 
     @classmethod
@@ -63,7 +63,7 @@ class SupervisedDictionary:
         if not bool(activations.isfinite().all()):
             raise ShapeError("Activations to fit a dictionary on are not finite. Leave these prompts out.")
         values: dict[str, tuple[int, ...]] = {}
-        blocks: list[Float64[Tensor, "n value"]] = []
+        blocks: list[Float64[Tensor, "n _"]] = []
         for name, column in attributes.items():
             if len(column) != len(activations):
                 raise ShapeError(f"{name!r} has {len(column)} values for {len(activations)} states. Give one each.")
@@ -144,8 +144,8 @@ class SupervisedDictionary:
 
 
 def _fitted(
-    blocks: list[Float64[Tensor, "n value"]], centred: Float64[Tensor, "n d"], kind: Codes
-) -> list[Float64[Tensor, "value d"]]:
+    blocks: list[Float64[Tensor, "n _"]], centred: Float64[Tensor, "n d"], kind: Codes
+) -> list[Float64[Tensor, "_ d"]]:
     """Codes of each attribute, none of which holds part of the mean."""
     counts = [block.sum(0) for block in blocks]
     if kind == "mean":
