@@ -95,7 +95,8 @@ class SupervisedDictionary:
             UnknownName: no such attribute.
             DataError: a value that was not seen.
         """
-        return self.codes[name][self._index(name, column)]
+        index = self._index(name, column)
+        return self.codes[name][index]
 
     def encode(self, attributes: Mapping[str, Int[Tensor, " n"]]) -> Float[Tensor, "n feature"]:
         """Which features are active, from the attributes: 1 for each prompt's own values, else 0."""

@@ -105,6 +105,7 @@ def test_partners_differ_in_one_attribute_only() -> None:
     assert other.tolist() == [1, 0, 3, 2]
 
 
+@pytest.mark.slow
 def test_what_a_users_model_lacks_is_said() -> None:
     import subspace_probe as sp
     from subspace_probe.core.errors import ConfigError, DataError, SiteError, UnknownName
