@@ -24,7 +24,7 @@ EDITED = 0.8
 """Agreement that supervised edits are expected to exceed, as published (except where no edit agrees already)."""
 PAIR = 2
 """Features that a supervised edit changes: one out, one in."""
-LEAST_KL = 0.01
+LEAST_KL = 0.05
 """Nats below which a patch moves nothing that an edit could be measured by."""
 SHOWN = 8
 """Features shown of each dictionary."""
