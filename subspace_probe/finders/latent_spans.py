@@ -62,7 +62,7 @@ def latent_spans(
     k: int = 24,
     least_rate: float = 0.01,
     tolerance: float = 0.05,
-    disjoint: bool = True,
+    disjoint: bool = False,
     null_draws: int = 0,
     seed: int = 0,
 ) -> LatentSpans:

@@ -13,7 +13,7 @@ Low accuracy afterwards shows that an answer is no longer given, not that it is 
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
 import torch
@@ -25,7 +25,7 @@ from subspace_probe.core.errors import ConfigError, DataError, ShapeError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Prefix
 from subspace_probe.core.sites import Site
-from subspace_probe.core.tokens import PROMPT, Where
+from subspace_probe.core.tokens import PROMPT, TokenBatch, Where
 from subspace_probe.linalg.projections import project
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.models.weights import stream_writers
@@ -39,8 +39,6 @@ class Unlearning:
     """How a model is made to forget.
 
     Args:
-        constraint: "projected" puts what was changed back into the span after every step of the optimiser: Adam's
-            step leaves a span that the gradient lies in. "penalised" adds what lies outside to the loss, as published.
         steps: of the optimiser.
         batch: forget prompts a step, and as many retain prompts.
         lr: learning rate of Adam.
@@ -49,24 +47,20 @@ class Unlearning:
         penalty: weight of the squared change outside the span, over the squared size of the weights; "penalised" only.
         layers: blocks that are trained: that of the site, and those right below it.
         where: the tokens whose states are misdirected and held.
-        seed: of the order of prompts.
+        seed: which prompts share a batch.
     """
 
-    constraint: Constraint = "projected"
     steps: int = 60
     batch: int = 24
-    lr: float = 3e-3
-    gamma: float = 1.0
-    alpha: float = 4.0
-    penalty: float = 1e3
+    lr: float = 1e-2
+    gamma: float = 3.0
+    alpha: float = 6.0
+    penalty: float = 10.0
     layers: int = 1
     where: Where = PROMPT
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.constraint not in get_args(Constraint):
-            known = ", ".join(get_args(Constraint))
-            raise ConfigError(f"constraint={self.constraint!r} is not known. Known: {known}.")
         if min(self.steps, self.batch, self.layers) < 1:
             raise ConfigError(
                 f"Unlearning was given steps={self.steps}, batch={self.batch}, layers={self.layers}. "
@@ -93,74 +87,141 @@ class Unlearned:
     matrices: tuple[str, ...]
     off_span: float
     change: float
-    history: tuple[Mapping[str, float], ...] = field(default=())
+    history: tuple[Mapping[str, float], ...]
 
 
-def unlearn(
-    model: HookedModel,
-    forget: Sequence[Prompt],
-    retain: Sequence[Prompt],
-    site: Site,
-    control: Float[Tensor, " d"],
-    settings: Unlearning | None = None,
-    *,
-    span: Float[Tensor, "k d"] | None = None,
-    progress: bool = False,
-) -> Unlearned:
-    """Misdirect forget prompts at a site by training what the blocks below it write to the stream.
+@final
+@dataclass(frozen=True, eq=False)
+class Misdirection:
+    """Forget and retain prompts of one model and site, made ready once to unlearn with several arms; see `prepare`.
 
-    The loss of a step is `|h(f) - c|^2 + alpha |h(r) - h0(r)|^2` over the mean squared norm of the forget states, where
-    c is `control` at length gamma times their mean norm, and where asked for the penalty on what leaves the span.
-    Passes resume from the state in front of the lowest trained block, and end at the site.
+    Attributes:
+        forget, retain: states in front of the lowest trained block, a batch each, to resume from.
+        held: states of the retain batches at the site before anything was trained, one row a token.
+        norm: mean norm of the forget states.
+    """
+
+    model: HookedModel
+    site: Site
+    settings: Unlearning
+    forget: tuple[Prefix, ...]
+    retain: tuple[Prefix, ...]
+    held: tuple[Tensor, ...]
+    norm: float
+
+    def unlearn(
+        self,
+        control: Float[Tensor, " d"],
+        *,
+        span: Float[Tensor, "k d"] | None = None,
+        constraint: Constraint = "projected",
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Unlearned:
+        """Train a copy of the model until forget prompts are misdirected.
+
+        The loss of a step is `|h(f) - c|^2 + alpha |h(r) - h0(r)|^2`, means over tokens, over the mean squared norm of
+        the forget states; c is `control` at length gamma times their mean norm.
+
+        Args:
+            control: where forget states are sent; its length does not matter.
+            span: orthonormal rows, the directions of the stream that may be written anew. Without a constraint it is
+                only measured against.
+            constraint: "projected" puts what was changed back into the span after every step of the optimiser: Adam's
+                step leaves a span that the gradient lies in. "penalised" adds what lies outside to the loss, as
+                published; "none" leaves the matrices free.
+            seed: of the order of the batches.
+
+        Raises:
+            ConfigError: an unknown constraint, or one without a span.
+            ShapeError: a control vector or a span of another width, or a control vector of zeros.
+        """
+        _check_vectors(self.model, control, span, constraint)
+        layers = range(max(0, self.site.layer - self.settings.layers + 1), self.site.layer + 1)
+        changed, rows = trainable(self.model, layers)
+        before = {name: row.detach().clone() for name, row in rows.items()}
+        size = sum(float(row.double().square().sum()) for row in before.values())
+        target = (control / control.norm() * self.settings.gamma * self.norm).to(self.held[0])
+        weights = [changed.backend.hf.base_model.get_parameter(name) for name in rows]
+        optimiser = torch.optim.Adam(weights, lr=self.settings.lr)
+        history: list[Mapping[str, float]] = []
+        order = self._order(seed)
+        for step in tqdm(range(self.settings.steps), "unlearn", disable=not progress):
+            forgotten, kept, held = order[step]
+            away, drift = (
+                (self._states(changed, prefix, grad=True) - wanted).square().sum(-1).mean() / self.norm**2
+                for prefix, wanted in ((forgotten, target), (kept, held))
+            )
+            loss = away + self.settings.alpha * drift
+            if constraint == "penalised" and span is not None:
+                outside = [delta - project(delta, span) for delta in _changes(rows, before)]
+                loss = loss + self.settings.penalty * sum((x.square().sum() for x in outside), away * 0) / size
+            for weight, grad in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                weight.grad = grad
+            optimiser.step()
+            if constraint == "projected" and span is not None:
+                with torch.no_grad():
+                    for name, row in rows.items():
+                        row.copy_(before[name] + project(row - before[name], span))
+            history.append({"step": step, "forget": float(away.detach()), "retain": float(drift.detach())})
+        for weight in weights:
+            weight.grad = None
+            weight.requires_grad_(False)
+        deltas = [delta.detach() for delta in _changes(rows, before)]
+        total = sum(float(delta.double().square().sum()) for delta in deltas)
+        return Unlearned(changed, tuple(rows), off_span(deltas, span), math.sqrt(total / size), tuple(history))
+
+    def _order(self, seed: int) -> list[tuple[Prefix, Prefix, Tensor]]:
+        """Forget batch, retain batch and former states of every step: all batches once, in random order, and again."""
+        generator = torch.Generator().manual_seed(seed)
+        forget, retain = (
+            [int(i) for _ in range(-(-self.settings.steps // n)) for i in torch.randperm(n, generator=generator)]
+            for n in (len(self.forget), len(self.retain))
+        )
+        pairs = list(zip(forget, retain, strict=False))[: self.settings.steps]
+        return [(self.forget[f], self.retain[r], self.held[r]) for f, r in pairs]
+
+    def _states(self, model: HookedModel, prefix: Prefix, *, grad: bool) -> Float[Tensor, "row d"]:
+        return _states(model, prefix, self.site, self.settings.where, grad=grad)
+
+
+def prepare(
+    model: HookedModel, forget: Sequence[Prompt], retain: Sequence[Prompt], site: Site, settings: Unlearning
+) -> Misdirection:
+    """Run both sets of prompts once up to the lowest block that will be trained.
 
     Args:
-        site: a residual stream.
-        control: where forget states are sent; its length does not matter.
-        span: orthonormal rows, the directions of the stream that may be written anew. Without a constraint it is only
-            measured against.
+        site: a residual stream; passes end there.
 
     Raises:
-        ConfigError: weights in half precision, in which small steps are lost; a constraint without a span; a family
-            whose stream is more than what its weights write.
+        ConfigError: weights in half precision, in which small steps are lost, or standing interventions.
         DataError: no prompts.
-        ShapeError: a control vector or a span of another width, or a control vector of zeros.
+        PositionError: a prompt without the tokens that `settings.where` means.
     """
-    settings = settings or Unlearning()
+    if model.backend.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"{model.spec.name} is in {model.backend.dtype}, in which small steps are lost. Load it with dtype=float32."
+        )
+    if model.standing_sites:
+        raise ConfigError("The model has standing interventions (intervened), which are not in its weights.")
+    if not forget or not retain:
+        raise DataError(f"Unlearning was given {len(forget)} forget and {len(retain)} retain prompts. It needs both.")
     site = site.resolve(model.spec.n_layers)
-    _check(model, forget, retain, control, span, settings)
     first = max(0, site.layer - settings.layers + 1)
-    changed, rows = trainable(model, range(first, site.layer + 1))
-    before = {name: row.detach().clone() for name, row in rows.items()}
-    size = sum(float(row.double().square().sum()) for row in before.values())
-    steps = _Steps.of(model, forget, retain, site, first, settings)
-    target = control / control.norm() * settings.gamma * steps.norm
-    weights = [changed.backend.hf.base_model.get_parameter(name) for name in rows]
-    optimiser = torch.optim.Adam(weights, lr=settings.lr)
-    history: list[Mapping[str, float]] = []
-    for step in tqdm(range(settings.steps), "unlearn", disable=not progress):
-        forgotten, kept, held = steps.at(step)
-        away = steps.states(changed, forgotten) - target.to(held)
-        drift = steps.states(changed, kept) - held
-        losses = [x.square().sum(-1).mean() / steps.norm**2 for x in (away, drift)]
-        loss = losses[0] + settings.alpha * losses[1]
-        if settings.constraint == "penalised" and span is not None:
-            outside = [delta - project(delta, span) for delta in _changes(rows, before)]
-            loss = loss + settings.penalty * sum(x.square().sum() for x in outside) / size
-        grads = torch.autograd.grad(loss, weights)
-        for weight, grad in zip(weights, grads, strict=True):
-            weight.grad = grad
-        optimiser.step()
-        if settings.constraint == "projected" and span is not None:
-            with torch.no_grad():
-                for name, row in rows.items():
-                    row.copy_(before[name] + project(row - before[name], span))
-        history.append({"step": step, "forget": float(losses[0]), "retain": float(losses[1])})
-    for weight in weights:
-        weight.grad = None
-        weight.requires_grad_(False)
-    deltas = [delta.detach().double() for delta in _changes(rows, before)]
-    total = sum(float(delta.square().sum()) for delta in deltas)
-    return Unlearned(changed, tuple(rows), off_span(deltas, span), math.sqrt(total / size), tuple(history))
+    generator = torch.Generator().manual_seed(settings.seed)
+    made: list[tuple[Prefix, ...]] = []
+    for prompts in (forget, retain):
+        order: list[int] = torch.randperm(len(prompts), generator=generator).tolist()
+        parts = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
+        batches = [model.tokens([prompts[i] for i in part]) for part in parts]
+        # earlier tokens are only read by the block's attention, which is not trained; by that of a block above a
+        # trained one they are read as training left them
+        columns = [_first_column(batch, settings.where) if first == site.layer else 0 for batch in batches]
+        made.append(tuple(model.prefix(b, first, column=column) for b, column in zip(batches, columns, strict=True)))
+    forgotten, kept = made
+    held = tuple(_states(model, prefix, site, settings.where, grad=False) for prefix in kept)
+    norms = [_states(model, prefix, site, settings.where, grad=False).norm(dim=-1) for prefix in forgotten]
+    return Misdirection(model, site, settings, forgotten, kept, held, float(torch.cat(norms).double().mean()))
 
 
 def control_vector(d: int, *, seed: int, span: Float[Tensor, "k d"] | None = None) -> Float[Tensor, " d"]:
@@ -219,83 +280,27 @@ def trainable(model: HookedModel, layers: range) -> tuple[HookedModel, dict[str,
     return changed, {name: rows[name] for name in names}
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """What every step needs and no step changes: states in front of the trained blocks, and where retain states were.
+def _states(model: HookedModel, prefix: Prefix, site: Site, where: Where, *, grad: bool) -> Float[Tensor, "row d"]:
+    """States at the site, one row a token, with their graph where it is wanted."""
+    run = model.run(prefix.batch, reads=[site], stop_after=site, prefix=prefix, where=where, grad=grad)
+    return run.reads[site]
 
-    Attributes:
-        forget, retain: states to resume from, a batch each.
-        held: states of the retain batches at the site before anything was trained, one row a token.
-        norm: mean norm of the forget states.
-    """
 
-    forget: tuple[Prefix, ...]
-    retain: tuple[Prefix, ...]
-    held: tuple[Tensor, ...]
-    norm: float
-    site: Site
-    where: Where
-
-    @classmethod
-    def of(
-        cls,
-        model: HookedModel,
-        forget: Sequence[Prompt],
-        retain: Sequence[Prompt],
-        site: Site,
-        first: int,
-        settings: Unlearning,
-    ) -> "_Steps":
-        generator = torch.Generator().manual_seed(settings.seed)
-        made: list[tuple[Prefix, ...]] = []
-        for prompts in (forget, retain):
-            order: list[int] = torch.randperm(len(prompts), generator=generator).tolist()
-            parts = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
-            made.append(tuple(model.prefix(model.tokens([prompts[i] for i in part]), first) for part in parts))
-        forgotten, kept = made
-        bare = cls(forgotten, kept, (), 1.0, site, settings.where)
-        with torch.no_grad():
-            held = tuple(bare.states(model, prefix).detach() for prefix in kept)
-            norms = torch.cat([bare.states(model, prefix).detach().norm(dim=-1) for prefix in forgotten])
-        return cls(forgotten, kept, held, float(norms.double().mean()), site, settings.where)
-
-    def at(self, step: int) -> tuple[Prefix, Prefix, Tensor]:
-        """Forget batch, retain batch and the retain batch's former states of a step."""
-        which = step % len(self.retain)
-        return self.forget[step % len(self.forget)], self.retain[which], self.held[which]
-
-    def states(self, model: HookedModel, prefix: Prefix) -> Float[Tensor, "row d"]:
-        """States at the site, one row a token, with their graph where the weights have one."""
-        grad = torch.is_grad_enabled()
-        run = model.run(
-            prefix.batch, reads=[self.site], stop_after=self.site, prefix=prefix, where=self.where, grad=grad
-        )
-        return run.reads[self.site]
+def _first_column(batch: TokenBatch, where: Where) -> int:
+    """The first column with a token that is meant."""
+    meant = (batch.select(where, batch.positions) & batch.mask).any(0)
+    return int(meant.nonzero()[0]) if bool(meant.any()) else 0
 
 
 def _changes(rows: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[Tensor]:
     return [row - before[name] for name, row in rows.items()]
 
 
-def _check(
-    model: HookedModel,
-    forget: Sequence[Prompt],
-    retain: Sequence[Prompt],
-    control: Tensor,
-    span: Tensor | None,
-    settings: Unlearning,
-) -> None:
-    if model.backend.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(
-            f"{model.spec.name} is in {model.backend.dtype}, in which small steps are lost. Load it with dtype=float32."
-        )
-    if model.standing_sites:
-        raise ConfigError("The model has standing interventions (intervened), which are not in its weights.")
-    if not forget or not retain:
-        raise DataError(f"Unlearning was given {len(forget)} forget and {len(retain)} retain prompts. It needs both.")
-    if settings.constraint != "none" and span is None:
-        raise ConfigError(f"constraint={settings.constraint!r} needs a span. Give one, or constraint='none'.")
+def _check_vectors(model: HookedModel, control: Tensor, span: Tensor | None, constraint: str) -> None:
+    if constraint not in get_args(Constraint):
+        raise ConfigError(f"constraint={constraint!r} is not known. Known: {', '.join(get_args(Constraint))}.")
+    if constraint != "none" and span is None:
+        raise ConfigError(f"constraint={constraint!r} needs a span. Give one, or constraint='none'.")
     for name, width in (("control", len(control)), *((("span", span.shape[1]),) if span is not None else ())):
         if width != model.spec.d_model:
             raise ShapeError(f"The {name} has width {width}, but the residual stream {model.spec.d_model}.")

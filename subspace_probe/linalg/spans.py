@@ -63,7 +63,9 @@ def span_of(vectors: Float[Tensor, "n d"], *, tolerance: float = 0.05) -> Span:
         raise ValueError(f"span_of was given tolerance={tolerance}. It is a share of the largest singular value.")
     work = vectors.detach().to("cpu", torch.float64)
     if not bool(work.isfinite().all()):
-        raise ValueError(f"span_of was given {len(work)} vectors, some with nan or inf. Drop them or find their source.")
+        raise ValueError(
+            f"span_of was given {len(work)} vectors, some with nan or inf. Drop them or find their source."
+        )
     peak = work.abs().amax(dim=1, keepdim=True)
     work = (work / torch.where(peak > 0, peak, 1.0))[peak[:, 0] > 0]
     if not len(work):

@@ -1,0 +1,447 @@
+"""What the study on unlearning measures, and the findings and tables it makes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from subspace_probe.core.errors import DataError
+from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
+from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.prompts import Prompt
+from subspace_probe.core.sites import Site, resid_post
+from subspace_probe.core.tokens import LAST, Where
+from subspace_probe.finders.answer_probe import answer_probe
+from subspace_probe.finders.latent_spans import LatentSpans
+from subspace_probe.interventions.patch import Patch
+from subspace_probe.interventions.relearning import relearn
+from subspace_probe.interventions.sources import Source
+from subspace_probe.interventions.unlearning import Unlearned
+from subspace_probe.metrics.behaviour import kl
+from subspace_probe.models.hooked import HookedModel
+from subspace_probe.studies.unlearning_prompts import Prompts
+
+Measures = Mapping[str, Float[Tensor, " n"]]
+
+SLACK = 0.05
+"""How far above chance a forgotten topic may score."""
+RETAINED = 0.03
+"""What may be lost of everything else."""
+OFF_SPAN = 1e-5
+RELEARNED = 0.10
+"""How far above a model that never knew the facts a model from which they are gone may relearn them."""
+
+
+class Settings(Protocol):
+    """What these findings need of the study's settings."""
+
+    @property
+    def relearn_steps(self) -> int: ...
+    @property
+    def relearn_share(self) -> float: ...
+    @property
+    def relearn_lr(self) -> float: ...
+    @property
+    def relearn_draws(self) -> int: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Held-out prompts with the tokens of their answers, and what the model made of them before.
+
+    Attributes:
+        topic: the distinct answers of the topic, as tokens.
+        forget, retain, elsewhere: the answer of each prompt.
+        clean: logits of the retained prompts before.
+        known: what `measure` gave before.
+    """
+
+    data: Prompts
+    topic: Int[Tensor, " answers"]
+    forget: Int[Tensor, " n"]
+    retain: Int[Tensor, " r"]
+    elsewhere: Int[Tensor, " e"]
+    clean: Float[Tensor, "r v"]
+    known: Measures
+
+    @classmethod
+    def of(cls, model: HookedModel, data: Prompts) -> "Answers":
+        """Measure the model as it is.
+
+        Raises:
+            DataError: a topic of one answer, or of answers that begin with the same token.
+        """
+        forget, retain, elsewhere = (
+            tokens_of(model, part.prompts if part else ())
+            for part in (data.forget_test, data.retain_test, data.elsewhere)
+        )
+        topic = torch.cat([tokens_of(model, data.forget.prompts), forget]).unique()
+        if len(topic) < 2:
+            raise DataError(
+                f"All answers of the topic in {data.name!r} begin with the same token, so chance is certainty. Forget a "
+                "topic with several answers."
+            )
+        clean = model.logits(data.retain_test)
+        bare = cls(data, topic, forget, retain, elsewhere, clean, {})
+        return replace(bare, known=bare.measure(model))
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a guess among the topic's answers."""
+        return 1 / len(self.topic)
+
+    def measure(self, model: HookedModel) -> dict[str, Float[Tensor, " n"]]:
+        """Per prompt: whether the answer is given, whether it is the likeliest of the topic's, and KL from before."""
+        logits = model.logits(self.data.forget_test)
+        kept = model.logits(self.data.retain_test)
+        found: dict[str, Tensor] = {
+            "forget": (logits.argmax(-1) == self.forget).double(),
+            "ranked": (self.topic[logits[:, self.topic].argmax(-1)] == self.forget).double(),
+            "retain": (kept.argmax(-1) == self.retain).double(),
+            "kl": kl(self.clean, kept),
+        }
+        if self.data.elsewhere is not None and len(self.elsewhere):
+            found["elsewhere"] = (model.logits(self.data.elsewhere).argmax(-1) == self.elsewhere).double()
+        return found
+
+    def before(self, seed: int) -> Finding:
+        """How much of the topic the model knows to begin with."""
+        estimate, interval = mean_of(self.known["forget"], self.data.forget_test.groups, seed=seed)
+        claim = "the model gives the topic's answers before anything is unlearned"
+        found = Finding("forget_accuracy.before", claim, estimate, interval, self.guesses(seed), len(self.forget))
+        note = f"chance among {len(self.topic)} answers is {self.chance:.3f}"
+        return replace(found.judged("above", margin=0.1, no_effect=self.chance), note=note)
+
+    def guesses(self, seed: int) -> Interval:
+        """Accuracy of a model that gives the topic's answers, but knows nothing: answers exchanged between facts."""
+        generator = torch.Generator().manual_seed(seed)
+        facts, index = torch.tensor(self.data.forget_test.groups).unique(return_inverse=True)
+        first = torch.stack([self.forget[index == fact][0] for fact in range(len(facts))])
+        drawn = [first[torch.randperm(len(facts), generator=generator)][index] == self.forget for _ in range(199)]
+        return range_of(torch.stack(drawn).double().mean(1), "199 exchanges of answers between facts")
+
+
+def tokens_of(model: HookedModel, prompts: Sequence[Prompt]) -> Int[Tensor, " n"]:
+    """The first token of each prompt's answer."""
+    words = [prompt.answer or "" for prompt in prompts]
+    table = dict(zip(sorted(set(words)), model.token_ids(sorted(set(words))), strict=True))
+    return torch.tensor([table[word] for word in words], dtype=torch.long)
+
+
+def misdirected(
+    model: HookedModel, prompts: Sequence[Prompt], site: Site, control: Float[Tensor, " d"], config: Settings
+) -> float:
+    """Accuracy where the states of all prompts at the site are replaced by the control vector outright."""
+    where = Where.parse(config.where)
+    acts = model.capture(prompts, sites=site, where=where)
+    length = config.gamma * acts.at(site).float().norm(dim=1).mean()
+    aimed = Patch(Source({site: (control / control.norm() * length)[None].to(model.backend.dtype)}), where=where)
+    logits = model.logits(prompts, interventions=[aimed])
+    return float((logits.argmax(-1) == tokens_of(model, prompts)).double().mean())
+
+
+_SAYS = {
+    "forget": ("forget_accuracy", "the topic's answers are no longer given"),
+    "ranked": ("forget_ranked", "the right answer is no longer the likeliest of the topic's"),
+    "elsewhere": ("forget_elsewhere", "the forgotten facts are not given where they are asked for in another way"),
+}
+
+
+def arm_findings(
+    answers: Answers,
+    trained: Mapping[str, Sequence[Unlearned]],
+    measured: Mapping[str, Sequence[Measures]],
+    seed: int,
+    *,
+    first: str,
+    known: bool,
+) -> list[Finding]:
+    """What is left of the topic and of the rest in each arm.
+
+    Args:
+        first: the arm in question.
+        known: whether the model is an organism, of which something is expected.
+    """
+    data, found = answers.data, list[Finding]()
+    for arm, models in trained.items():
+        means = {name: torch.stack([one[name] for one in measured[arm]]).mean(0) for name in measured[arm][0]}
+        asked = known and arm == first
+        for measure, (name, claim) in _SAYS.items():
+            part = data.elsewhere if measure == "elsewhere" else data.forget_test
+            if measure not in means or part is None:
+                continue
+            estimate, interval = mean_of(means[measure], part.groups, seed=seed)
+            bound = Expectation(below=round(answers.chance + SLACK, 4)) if asked and measure == "forget" else None
+            null = None if measure == "elsewhere" else answers.guesses(seed)
+            one = Finding(f"{name}.{arm}", claim, estimate, interval, null, len(means[measure]), expected=bound)
+            verdict = judge_absence(interval, margin=2 * SLACK, no_effect=answers.chance)
+            # less than chance is no knowledge either
+            verdict = "supported" if interval.high <= answers.chance + 2 * SLACK else verdict
+            found.append(replace(one, verdict=verdict, note=f"chance {answers.chance:.3f}"))
+        found.append(_kept(answers, means["retain"], arm, seed, asked=asked))
+        found.append(_kl(answers, means["kl"], arm, seed))
+        found.append(_off_span(trained, arm, asked=asked))
+    return found
+
+
+def _kept(answers: Answers, after: Tensor, arm: str, seed: int, *, asked: bool) -> Finding:
+    lost, around = mean_of(answers.known["retain"] - after, answers.data.retain_test.groups, seed=seed)
+    verdict = judge_absence(around, margin=RETAINED)
+    interval = replace(around, low=-around.high + 0.0, high=-around.low + 0.0)
+    near = [row for row, label in enumerate(answers.data.retain_test.labels) if label]
+    note = f"of the topic's nearest relative {float(after[near].mean()):.3f} are right" if near else ""
+    claim = f"accuracy on what is to be kept changes by less than {RETAINED:g}"
+    bound = Expectation(above=-RETAINED) if asked else None
+    name, n = f"retain_change.{arm}", len(after)
+    return Finding(name, claim, -lost + 0.0, interval, None, n, verdict, bound, note=note)
+
+
+def _kl(answers: Answers, after: Tensor, arm: str, seed: int) -> Finding:
+    estimate, interval = mean_of(after, answers.data.retain_test.groups, seed=seed)
+    claim = "next-token distributions of what is to be kept stay within 0.1 nats"
+    verdict = judge_absence(interval, margin=0.1)
+    return Finding(f"retain_kl.{arm}", claim, estimate, interval, None, len(after), verdict)
+
+
+def _off_span(trained: Mapping[str, Sequence[Unlearned]], arm: str, *, asked: bool) -> Finding:
+    shares = torch.tensor([one.off_span for one in trained[arm]])
+    free = torch.tensor([one.off_span for name in ("rmu", "unconstrained") for one in trained.get(name, ())])
+    interval = Interval(float(shares.min()), float(shares.max()), 1.0, f"least and greatest of {len(shares)} seeds")
+    null = Interval(float(free.min()), float(free.max()), 1.0, "unconstrained arms") if len(free) else None
+    return Finding(
+        f"off_span.{arm}",
+        "what the weights write anew stays in the span they are held to",
+        float(shares.max()),
+        interval,
+        null,
+        len(shares),
+        "supported" if interval.high <= OFF_SPAN else "refuted",
+        Expectation(below=OFF_SPAN) if asked else None,
+        note=f"the change is {max(one.change for one in trained[arm]):.2f} times as large as the matrices",
+    )
+
+
+def comparison_findings(measured: Mapping[str, Sequence[Measures]], arms: Sequence[str]) -> list[Finding]:
+    """The first arm less RMU, paired by seed. Nothing is expected: no benefit is an answer."""
+    if len(arms) < 2:
+        return []
+    first, other = arms
+    found: list[Finding] = []
+    values = {
+        arm: {name: torch.stack([one[name].mean() for one in measured[arm]]) for name in ("forget", "ranked", "retain")}
+        for arm in arms
+    }
+    claims = {
+        "forget": (f"{first} leaves less of the topic than {other}", "below"),
+        "ranked": (f"{first} leaves less of the topic's answers in front than {other}", "below"),
+        "retain": (f"{first} keeps more of the rest than {other}", "above"),
+    }
+    better = [
+        bool(a["forget"] <= b["forget"] and a["retain"] >= b["retain"])
+        for a, b in (
+            ({k: x[i] for k, x in values[first].items()}, {k: x[i] for k, x in values[other].items()})
+            for i in range(len(measured[first]))
+        )
+    ]
+    note = f"at least as good in both, forgetting and keeping: {sum(better)} of {len(better)} seeds"
+    for name, (claim, way) in claims.items():
+        difference = values[first][name] - values[other][name]
+        estimate, interval = mean_of(difference, range(len(difference)), seed=0)
+        interval = replace(interval, of=f"{len(difference)} seeds, paired, Student's t")
+        one = Finding(
+            f"comparison.{name}", claim, estimate, interval, Interval(0.0, 0.0, of="no difference"), len(better)
+        )
+        one = one.judged("below" if way == "below" else "above", margin=0.02)
+        found.append(replace(one, note=note))
+    return found
+
+
+def relearning_findings(
+    answers: Answers, data: Prompts, models: Sequence[tuple[str, HookedModel]], config: Settings
+) -> list[Finding]:
+    """Some facts are taught again; the others are tested, beside facts that the model never knew."""
+    generator = torch.Generator().manual_seed(config.seed)
+    facts = sorted({*data.forget.groups})
+    drawn = torch.randperm(len(facts), generator=generator)[: max(1, round(config.relearn_share * len(facts)))]
+    taught = {facts[int(i)] for i in drawn}
+    lessons = [p for p, group in zip(data.forget.prompts, data.forget.groups, strict=True) if group in taught]
+    asked = data.forget_test.take([i for i, group in enumerate(data.forget_test.groups) if group not in taught])
+    claim = "after a few facts are taught again, the others stay forgotten"
+    if len({*asked.groups}) < 2:
+        reason = "no facts are left to test"
+        return [
+            Finding(f"relearned.{arm}", claim, float("nan"), verdict="not tested", note=reason) for arm, _ in models
+        ]
+
+    def scores(model: HookedModel, exchange: Mapping[str, str]) -> Tensor:
+        shown = [replace(p, answer=exchange.get(p.answer or "", p.answer)) for p in lessons]
+        again = relearn(model, shown, steps=config.relearn_steps, lr=config.relearn_lr)
+        wanted = [replace(p, answer=exchange.get(p.answer or "", p.answer)) for p in asked.prompts]
+        return (again.logits(asked).argmax(-1) == tokens_of(model, wanted)).double()
+
+    found: list[Finding] = []
+    names = sorted({p.answer or "" for p in (*data.forget.prompts, *data.forget_test.prompts)})
+    for arm, model in models:
+        exchanged: list[Tensor] = []
+        for _ in range(config.relearn_draws):
+            shift = 1 + int(torch.randint(len(names) - 1, (1,), generator=generator))
+            exchange = {name: names[(i + shift) % len(names)] for i, name in enumerate(names)}
+            exchanged.append(scores(model, exchange).mean())
+        estimate, interval = mean_of(scores(model, {}), asked.groups, seed=config.seed)
+        never = torch.stack(exchanged) if exchanged else torch.tensor([answers.chance])
+        of = f"{len(exchanged)} runs with facts that it never knew (answers exchanged)" if exchanged else "chance"
+        null = Interval(float(never.min()), float(never.max()), 0.0, of)
+        bound = null.high + RELEARNED
+        verdict = "supported" if interval.high <= bound else "refuted" if interval.low > bound else "inconclusive"
+        note = (
+            f"{len(lessons)} prompts about {len(taught)} facts, {config.relearn_steps} steps; gone would be at most "
+            f"{bound:.2f}. Above it, the topic was suppressed and not erased"
+        )
+        found.append(Finding(f"relearned.{arm}", claim, estimate, interval, null, len(asked), verdict, note=note))
+    return found
+
+
+def probe_rows(before: HookedModel, after: HookedModel, data: Prompts, config: Settings) -> list[dict[str, Any]]:
+    """A probe of the answers at the last token of every layer, trained on the training wordings and tested on others."""
+    if not {*data.forget.groups} & {*data.forget_test.groups} and not {p.answer for p in data.forget.prompts} & {
+        p.answer for p in data.forget_test.prompts
+    }:
+        return []
+    rows: list[dict[str, Any]] = []
+    for name, model in (("before", before), ("after", after)):
+        train, test = (model.capture(part, sites=resid_post(), where=LAST) for part in (data.forget, data.forget_test))
+        labels = [tokens_of(model, part.prompts) for part in (data.forget, data.forget_test)]
+        for site in train.rows.sites:
+            seen = answer_probe(
+                (train.at(site), labels[0], torch.tensor(data.forget.groups)),
+                (test.at(site), labels[1], torch.tensor(data.forget_test.groups)),
+                draws=min(config.draws, 39),
+                seed=config.seed,
+            )
+            estimate, interval = mean_of(seen.right, data.forget_test.groups, seed=config.seed)
+            null = range_of(seen.exchanged, "answers exchanged between facts")
+            rows.append({
+                "model": name, "layer": site.layer, "accuracy": estimate, "low": interval.low, "high": interval.high,
+                "exchanged_low": null.low, "exchanged_high": null.high,
+            })  # fmt: skip
+    return rows
+
+
+def probe_findings(rows: Sequence[Mapping[str, Any]], site: Site, arm: str) -> list[Finding]:
+    """The best layer from the changed one on, after unlearning."""
+    name, claim = f"probe.{arm}", "a linear probe reads the answers from the states above the change better than "
+    claim += "answers exchanged between facts"
+    after = [row for row in rows if row["model"] == "after" and row["layer"] >= site.layer]
+    if not after:
+        reason = "no answer occurs both in training and in held-out prompts"
+        return [Finding(name, claim, float("nan"), verdict="not tested", note=reason)]
+    best = max(after, key=lambda row: row["accuracy"])
+    interval = Interval(best["low"], best["high"], of="facts")
+    null = Interval(best["exchanged_low"], best["exchanged_high"], of="39 exchanges of answers between facts")
+    note = (
+        f"layer {best['layer']}, the best of {len(after)}. A probe that does as well with exchanged answers reads which "
+        "fact is asked for, and learns the answer itself"
+    )
+    found = Finding(name, claim, best["accuracy"], interval, null, 0, note=note)
+    return [found.judged("above", margin=0.02, no_effect=best["exchanged_high"])]
+
+
+def latent_findings(spans: LatentSpans) -> list[Finding]:
+    """How many of the latents that were taken for relevant stand out of permuted labels, and the angle of the spans."""
+    beyond = int((spans.score[spans.top] > spans.null_95).sum())
+    return [
+        Finding(
+            "latents.beyond_chance",
+            "the relevant latents tell forget tokens from retain tokens better than the best under permuted labels",
+            float(beyond),
+            n=len(spans.top),
+            verdict="supported" if beyond == len(spans.top) else "refuted" if not beyond else "inconclusive",
+            note=f"of {len(spans.top)}; {spans.dead} of {len(spans.score)} latents are dead or too rare, and not ranked",
+        )
+    ]
+
+
+def latent_rows(spans: LatentSpans) -> list[dict[str, Any]]:
+    """The latents at both ends."""
+    return [
+        {"end": end, "latent": int(i), "score": float(spans.score[i]), "rate": float(spans.rate[i])}
+        for end, latents in (("relevant", spans.top), ("irrelevant", spans.bottom))
+        for i in latents
+    ]
+
+
+def arm_rows(findings: Sequence[Finding], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Findings by arm, for the figure."""
+    measures = (
+        "forget_accuracy",
+        "forget_ranked",
+        "forget_elsewhere",
+        "retain_change",
+        "relearned",
+        "retain_kl",
+        "off_span",
+    )
+    return [
+        {
+            "measure": measure,
+            "arm": arm,
+            "value": finding.estimate,
+            "low": finding.interval.low if finding.interval else None,
+            "high": finding.interval.high if finding.interval else None,
+            "null_low": finding.null.low if finding.null else None,
+            "null_high": finding.null.high if finding.null else None,
+        }
+        for measure in measures
+        for arm in arms
+        for finding in findings
+        if finding.name == f"{measure}.{arm}"
+    ]
+
+
+def summary(model: str, findings: Sequence[Finding], arms: Sequence[str], site: Site, spans: LatentSpans) -> list[str]:
+    """The answer in a few sentences, each from the findings it names."""
+    by_name = {finding.name: finding for finding in findings}
+
+    def figure(name: str) -> str:
+        one = by_name.get(name)
+        if one is None or one.estimate != one.estimate:
+            return "not tested"
+        return f"{one.estimate:.2f}" + (f" [{one.interval.low:.2f}, {one.interval.high:.2f}]" if one.interval else "")
+
+    first = arms[0]
+    angle = float(torch.rad2deg(spans.angles[0]))
+    lines = [
+        f"{model} was made to forget at {site.short}. The relevant span has rank {spans.relevant.rank}, the irrelevant "
+        f"one {spans.irrelevant.rank}; their smallest angle is {angle:.0f} degrees.",
+        f"It gives {figure('forget_accuracy.before')} of the topic's answers before. After {first}, it gives "
+        f"{figure(f'forget_accuracy.{first}')}; the right answer is the likeliest of the topic's in "
+        f"{figure(f'forget_ranked.{first}')}. Accuracy on the rest changes by {figure(f'retain_change.{first}')}.",
+        f"The share of the change outside the span is {by_name[f'off_span.{first}'].estimate:.1e}"
+        + (f", under the soft penalty {by_name['off_span.soft'].estimate:.1e}." if "off_span.soft" in by_name else "."),
+    ]
+    if "comparison.forget" in by_name:
+        one = by_name["comparison.forget"]
+        kept = figure("comparison.retain")
+        benefit = "forgets more" if one.verdict == "supported" else "shows no benefit in forgetting"
+        lines.append(
+            f"Against misdirection in a random direction, {first} {benefit}: the difference is "
+            f"{figure('comparison.forget')} of the topic, {figure('comparison.ranked')} where only the topic's answers "
+            f"count, and {kept} of the rest; {one.note}."
+        )
+    lines.append(
+        f"Taught a few facts again, the model gives {figure(f'relearned.{first}')} of the others "
+        f"({by_name[f'relearned.{first}'].verdict} that they stay forgotten). What is not said is not thereby gone."
+    )
+    return lines
