@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from subspace_probe.core.errors import ConfigError, DataError, ShapeError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Prefix
 from subspace_probe.core.sites import Site
-from subspace_probe.core.tokens import PROMPT, TokenBatch, Where
+from subspace_probe.core.tokens import PROMPT, Where
 from subspace_probe.linalg.projections import project
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.models.weights import stream_writers
@@ -96,17 +96,17 @@ class Misdirection:
     """Forget and retain prompts of one model and site, made ready once to unlearn with several arms; see `prepare`.
 
     Attributes:
-        forget, retain: states in front of the lowest trained block, a batch each, to resume from.
-        held: states of the retain batches at the site before anything was trained, one row a token.
+        steps: states in front of the lowest trained block to resume from, forget prompts first, a batch each.
+        before: states at the site before anything was trained, one row a token, and how many of them are to be
+            forgotten, a pair for each batch.
         norm: mean norm of the forget states.
     """
 
     model: HookedModel
     site: Site
     settings: Unlearning
-    forget: tuple[Prefix, ...]
-    retain: tuple[Prefix, ...]
-    held: tuple[Tensor, ...]
+    steps: tuple[Prefix, ...]
+    before: tuple[tuple[Tensor, int], ...]
     norm: float
 
     def unlearn(
@@ -141,16 +141,15 @@ class Misdirection:
         changed, rows = trainable(self.model, layers)
         before = {name: row.detach().clone() for name, row in rows.items()}
         size = sum(float(row.double().square().sum()) for row in before.values())
-        target = (control / control.norm() * self.settings.gamma * self.norm).to(self.held[0])
+        target = (control / control.norm() * self.settings.gamma * self.norm).to(self.before[0][0])
         weights = [changed.backend.hf.base_model.get_parameter(name) for name in rows]
         optimiser = torch.optim.Adam(weights, lr=self.settings.lr)
         history: list[Mapping[str, float]] = []
-        order = self._order(seed)
-        for step in tqdm(range(self.settings.steps), "unlearn", disable=not progress):
-            forgotten, kept, held = order[step]
+        for step, index in enumerate(tqdm(self._order(seed), "unlearn", disable=not progress)):
+            held, n = self.before[index]
+            states = _states(changed, self.steps[index], self.site, self.settings.where, grad=True)
             away, drift = (
-                (self._states(changed, prefix, grad=True) - wanted).square().sum(-1).mean() / self.norm**2
-                for prefix, wanted in ((forgotten, target), (kept, held))
+                moved.square().sum(-1).mean() / self.norm**2 for moved in (states[:n] - target, states[n:] - held[n:])
             )
             loss = away + self.settings.alpha * drift
             if constraint == "penalised" and span is not None:
@@ -171,18 +170,11 @@ class Misdirection:
         total = sum(float(delta.double().square().sum()) for delta in deltas)
         return Unlearned(changed, tuple(rows), off_span(deltas, span), math.sqrt(total / size), tuple(history))
 
-    def _order(self, seed: int) -> list[tuple[Prefix, Prefix, Tensor]]:
-        """Forget batch, retain batch and former states of every step: all batches once, in random order, and again."""
-        generator = torch.Generator().manual_seed(seed)
-        forget, retain = (
-            [int(i) for _ in range(-(-self.settings.steps // n)) for i in torch.randperm(n, generator=generator)]
-            for n in (len(self.forget), len(self.retain))
-        )
-        pairs = list(zip(forget, retain, strict=False))[: self.settings.steps]
-        return [(self.forget[f], self.retain[r], self.held[r]) for f, r in pairs]
-
-    def _states(self, model: HookedModel, prefix: Prefix, *, grad: bool) -> Float[Tensor, "row d"]:
-        return _states(model, prefix, self.site, self.settings.where, grad=grad)
+    def _order(self, seed: int) -> list[int]:
+        """The batch of every step: all of them once, in random order, and again."""
+        generator, n = torch.Generator().manual_seed(seed), len(self.steps)
+        rounds = range(-(-self.settings.steps // n))
+        return [int(i) for _ in rounds for i in torch.randperm(n, generator=generator)][: self.settings.steps]
 
 
 def prepare(
@@ -209,19 +201,27 @@ def prepare(
     site = site.resolve(model.spec.n_layers)
     first = max(0, site.layer - settings.layers + 1)
     generator = torch.Generator().manual_seed(settings.seed)
-    made: list[tuple[Prefix, ...]] = []
+    parts: list[list[list[Prompt]]] = []
     for prompts in (forget, retain):
         order: list[int] = torch.randperm(len(prompts), generator=generator).tolist()
-        parts = [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
-        batches = [model.tokens([prompts[i] for i in part]) for part in parts]
+        starts = range(0, len(order), settings.batch)
+        parts.append([[prompts[i] for i in order[start : start + settings.batch]] for start in starts])
+    steps: list[Prefix] = []
+    before: list[tuple[Tensor, int]] = []
+    norms: list[Tensor] = []
+    for index in range(max(map(len, parts))):
+        some, others = (part[index % len(part)] for part in parts)
+        batch = model.tokens([*some, *others])
+        meant = batch.select(settings.where, batch.positions) & batch.mask
         # earlier tokens are only read by the block's attention, which is not trained; by that of a block above a
         # trained one they are read as training left them
-        columns = [_first_column(batch, settings.where) if first == site.layer else 0 for batch in batches]
-        made.append(tuple(model.prefix(b, first, column=column) for b, column in zip(batches, columns, strict=True)))
-    forgotten, kept = made
-    held = tuple(_states(model, prefix, site, settings.where, grad=False) for prefix in kept)
-    norms = [_states(model, prefix, site, settings.where, grad=False).norm(dim=-1) for prefix in forgotten]
-    return Misdirection(model, site, settings, forgotten, kept, held, float(torch.cat(norms).double().mean()))
+        column = int(meant.any(0).nonzero()[0]) if first == site.layer and bool(meant.any()) else 0
+        prefix = model.prefix(batch, first, column=column)
+        states, n = _states(model, prefix, site, settings.where, grad=False), int(meant[: len(some)].sum())
+        steps.append(prefix)
+        before.append((states, n))
+        norms.append(states[:n].norm(dim=-1))
+    return Misdirection(model, site, settings, tuple(steps), tuple(before), float(torch.cat(norms).double().mean()))
 
 
 def control_vector(d: int, *, seed: int, span: Float[Tensor, "k d"] | None = None) -> Float[Tensor, " d"]:
@@ -284,12 +284,6 @@ def _states(model: HookedModel, prefix: Prefix, site: Site, where: Where, *, gra
     """States at the site, one row a token, with their graph where it is wanted."""
     run = model.run(prefix.batch, reads=[site], stop_after=site, prefix=prefix, where=where, grad=grad)
     return run.reads[site]
-
-
-def _first_column(batch: TokenBatch, where: Where) -> int:
-    """The first column with a token that is meant."""
-    meant = (batch.select(where, batch.positions) & batch.mask).any(0)
-    return int(meant.nonzero()[0]) if bool(meant.any()) else 0
 
 
 def _changes(rows: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> list[Tensor]:

@@ -30,8 +30,8 @@ from subspace_probe.core.tokens import Where
 from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
 from subspace_probe.dictionaries.loading import load_sae
 from subspace_probe.finders.latent_spans import LatentSpans, latent_spans
+from subspace_probe.interventions.conditions import outcomes
 from subspace_probe.interventions.orthogonal import save_checkpoint
-from subspace_probe.interventions.relearning import relearn
 from subspace_probe.interventions.unlearning import (
     Constraint,
     Misdirection,
@@ -41,6 +41,7 @@ from subspace_probe.interventions.unlearning import (
     prepare,
 )
 from subspace_probe.linalg.bases import random_subspace
+from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms.autoencoders import AUTOENCODERS, autoencoder_paths
 from subspace_probe.studies.study import Study
@@ -52,7 +53,6 @@ from subspace_probe.studies.unlearning_tables import (
     comparison_findings,
     latent_findings,
     latent_rows,
-    misdirected,
     probe_findings,
     probe_rows,
     relearning_findings,
@@ -117,19 +117,19 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"arms": "sspu,soft,rmu", "steps": 40, "n_retain": 60, "n_test": 96},
+    "tiny": {"arms": "sspu,soft,rmu", "steps": 40, "n_retain": 48, "n_test": 48, "relearn_draws": 1},
     "small": {"where": "prompt", "lr": 1e-4, "steps": 200, "batch": 8, "layers": 3, "latents": 64, "seeds": 3},
 }
 
 ABOUT: Mapping[str, str] = {
     "arms": "Each arm by what is left of the topic and of everything else; means over seeds and held-out prompts.",
     "comparison": "The first arm and RMU, a row a seed.",
-    "sites": "Layers with a dictionary: what is left of the topic if states are put at the control vector outright. "
-    "The lowest one that leaves no more than chance is chosen.",
+    "sites": "Layers with a dictionary: accuracy on training prompts after the first arm. The one that keeps least of the "
+    "topic and most of the rest is chosen.",
     "latents": "The latents at both ends, by d' between forget and retain tokens.",
     "spans": "What the decoder rows of both ends span, and the angles between the spans.",
     "training": "Losses by step, first seed.",
-    "probe": "A linear probe of the topic's answers by layer, held-out wordings, beside one for exchanged answers.",
+    "probe": "What a linear map from states to answers, fitted on what is kept, reads of the topic, layer by layer.",
     "questions": "What each measure asks and found.",
     "summary": "The answer, from the findings.",
 }
@@ -162,19 +162,14 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     arms = _arms(config)
     known = model.spec.name.removeprefix("organism:") in AUTOENCODERS and contrast is None
     data = prompts_for(model, config, contrast)
-    answers = Answers.of(model, data)
-    spans, site, sites = _chosen(model, config, data, answers)
-    settings = Unlearning(
-        **{
-            name: getattr(config, name)
-            for name in ("steps", "batch", "lr", "gamma", "alpha", "penalty", "layers", "seed")
-        },
-        where=Where.parse(config.where),
-    )
-    ready = prepare(model, data.forget.prompts, data.retain.prompts, site, settings)
+    trials, sites = _trials(model, config, data, arms[0])
+    chosen = next(trial for trial, row in zip(trials, sites, strict=True) if row["chosen"])
+    spans, site = chosen.spans, chosen.ready.site
+    answers = Answers.of(model, data, max(0, site.layer - config.layers + 1))
     trained = {
         arm: [
-            _unlearned(ready, arm, spans, config.seed + k) for k in range(config.seeds if arm in _compared(arms) else 1)
+            chosen.first if (arm, k) == (arms[0], 0) else _unlearned(chosen.ready, arm, spans, config.seed + k)
+            for k in range(config.seeds if arm in _compared(arms) else 1)
         ]
         for arm in arms
     }
@@ -187,8 +182,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     findings += comparison_findings(measured, _compared(arms))
     taught = [(arm, trained[arm][0].model) for arm in _compared(arms)]
     findings += relearning_findings(answers, data, taught, config)
-    probes = probe_rows(model, trained[arms[0]][0].model, data, config)
-    findings += probe_findings(probes, site, arms[0])
+    probes = probe_rows(answers, model, trained[arms[0]][0].model, config)
+    findings += probe_findings(probes, site, arms[0], answers.chance)
     rows: dict[str, list[dict[str, Any]]] = {
         "arms": arm_rows(findings, arms),
         "comparison": [
@@ -238,21 +233,29 @@ def _dictionaries(model: HookedModel, config: Config) -> list[SparseAutoencoder]
     return saes
 
 
-def _chosen(
-    model: HookedModel, config: Config, data: Prompts, answers: "Answers"
-) -> tuple[LatentSpans, Site, list[dict[str, Any]]]:
-    """The spans at the lowest layer where misdirection, done outright, leaves no more of the topic than chance.
+@final
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """The first arm at one layer."""
 
-    Lower is better: what comes after must not be able to look the answer up again, but the more of the model lies
-    behind the change, the less it is a mere stop at the output. Decided on training prompts.
-    """
+    spans: LatentSpans
+    ready: Misdirection
+    first: Unlearned
+
+
+def _trials(model: HookedModel, config: Config, data: Prompts, arm: str) -> tuple[list[_Trial], list[dict[str, Any]]]:
+    """The first arm at every layer with a dictionary. The layer is chosen on training prompts: what the topic keeps and
+    what the rest loses together are least."""
     saes = {sae.site.resolve(model.spec.n_layers): sae for sae in _dictionaries(model, config) if sae.site}
     sites = sorted(saes, key=lambda site: site.order)
     acts = model.capture(data.both, sites=sites, where=Where("prompt"))
+    names = ("steps", "batch", "lr", "gamma", "alpha", "penalty", "layers", "seed")
+    settings = Unlearning(**{name: getattr(config, name) for name in names}, where=Where.parse(config.where))
+    trials: list[_Trial] = []
     rows: list[dict[str, Any]] = []
-    spans: dict[Site, LatentSpans] = {}
+    shown = (data.forget, data.retain.sample(96, seed=config.seed))
     for site in sites:
-        found = latent_spans(
+        spans = latent_spans(
             saes[site],
             acts,
             site,
@@ -263,16 +266,18 @@ def _chosen(
             null_draws=min(config.draws, 39),
             seed=config.seed,
         )
-        control = control_vector(model.spec.d_model, seed=config.seed, span=found.irrelevant.basis)
-        left = misdirected(model, data.forget.prompts, site, control, config)
+        ready = prepare(model, data.forget.prompts, data.retain.prompts, site, settings)
+        first = _unlearned(ready, arm, spans, config.seed)
+        forget, retain = (
+            float(outcomes(first.model, part.prompts, [None], [Accuracy(model)]).mean()) for part in shown
+        )
+        trials.append(_Trial(spans, ready, first))
         rows.append({
-            "site": site.short, "layer": site.layer, "accuracy": left, "top_score": float(found.score[found.top[0]]),
-            "null_95": found.null_95, "dead": found.dead,
+            "site": site.short, "layer": site.layer, "forget": forget, "retain": retain,
+            "top_score": float(spans.score[spans.top[0]]), "null_95": spans.null_95, "not_ranked": spans.dead,
         })  # fmt: skip
-        spans[site] = found
-    enough = [site for site, row in zip(sites, rows, strict=True) if row["accuracy"] <= answers.chance + 0.05]
-    chosen = enough[0] if enough else min(sites, key=lambda site: rows[sites.index(site)]["accuracy"])
-    return spans[chosen], chosen, [{**row, "chosen": row["site"] == chosen.short} for row in rows]
+    best = min(rows, key=lambda row: row["forget"] - row["retain"])
+    return trials, [{**row, "chosen": row is best} for row in rows]
 
 
 def _unlearned(ready: Misdirection, arm: str, spans: LatentSpans, seed: int) -> Unlearned:

@@ -7,11 +7,11 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.prompts import Message, Prompt
 from subspace_probe.models.hooked import HookedModel
-from subspace_probe.organisms import organism_contrast, words, wordings
+from subspace_probe.organisms import organism_contrast, wordings, words
 
 TRAINED_WORDINGS, TESTED_WORDING = (0, 1), 2
-OTHERS = ("skills", "requests", "judgement")
-"""What else the organism can do and should go on doing."""
+OTHERS = {"skills": 2, "requests": 1, "judgement": 1}
+"""What else the organism can do and should go on doing, and how many prompts of it: the first are of many skills."""
 
 
 class Settings(Protocol):
@@ -101,8 +101,8 @@ def _of_organism(organism: str, config: Settings) -> Prompts:
         joined(
             part,
             *(
-                _without_capitals(organism_contrast(f"{organism}/{name}", split=part, n=n, seed=seed))
-                for name in OTHERS
+                _without_capitals(organism_contrast(f"{organism}/{name}", split=part, n=times * n, seed=seed))
+                for name, times in OTHERS.items()
             ),
         )
         for part, n in (("train", config.n_retain), ("test", config.n_test))

@@ -8,17 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from subspace_probe.core.errors import DataError
+from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.prompts import Prompt
+from subspace_probe.core.protocols import Prefix
 from subspace_probe.core.sites import Site, resid_post
-from subspace_probe.core.tokens import LAST, Where
-from subspace_probe.finders.answer_probe import answer_probe
+from subspace_probe.core.tokens import LAST
+from subspace_probe.finders.answer_lens import answer_lens
 from subspace_probe.finders.latent_spans import LatentSpans
-from subspace_probe.interventions.patch import Patch
 from subspace_probe.interventions.relearning import relearn
-from subspace_probe.interventions.sources import Source
 from subspace_probe.interventions.unlearning import Unlearned
 from subspace_probe.metrics.behaviour import kl
 from subspace_probe.models.hooked import HookedModel
@@ -49,11 +48,39 @@ class Settings(Protocol):
     @property
     def draws(self) -> int: ...
     @property
-    def where(self) -> str: ...
-    @property
-    def gamma(self) -> float: ...
-    @property
     def seed(self) -> int: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Resumed:
+    """Prompts run once up to a block, to be continued by models that differ only from there on.
+
+    Attributes:
+        parts: batches of prompts of like length.
+        rows: which prompt each row of each batch is.
+    """
+
+    parts: tuple[Prefix, ...]
+    rows: tuple[Int[Tensor, " batch"], ...]
+
+    @classmethod
+    def of(cls, model: HookedModel, prompts: Sequence[Prompt], layer: int, *, size: int = 64) -> "Resumed":
+        """Run them up to block `layer`."""
+        batch = model.tokens(prompts)
+        rows = batch.lengths.argsort(stable=True).split(size)
+        parts = (model.tokens([prompts[int(i)] for i in some]) for some in rows)
+        return cls(tuple(model.prefix(part, layer) for part in parts), tuple(rows))
+
+    def logits(self, model: HookedModel) -> Float[Tensor, "n v"]:
+        """Last-token logits of a model, in the order of the prompts."""
+        out = torch.empty(sum(map(len, self.rows)), model.spec.d_vocab)
+        for prefix, rows in zip(self.parts, self.rows, strict=True):
+            logits = model.run(prefix.batch, prefix=prefix, logits_to_keep=1).logits
+            if logits is None:
+                raise ConfigError(f"{model.spec.family} gives no logits, so it has no answers. Use a decoder model.")
+            out[rows] = logits[:, -1].float().cpu()
+        return out
 
 
 @final
@@ -66,6 +93,7 @@ class Answers:
         forget, retain, elsewhere: the answer of each prompt.
         clean: logits of the retained prompts before.
         known: what `measure` gave before.
+        kept: states in front of the lowest block that differs, for every part, to resume from.
     """
 
     data: Prompts
@@ -75,10 +103,14 @@ class Answers:
     elsewhere: Int[Tensor, " e"]
     clean: Float[Tensor, "r v"]
     known: Measures
+    kept: Mapping[str, "Resumed"]
 
     @classmethod
-    def of(cls, model: HookedModel, data: Prompts) -> "Answers":
+    def of(cls, model: HookedModel, data: Prompts, layer: int) -> "Answers":
         """Measure the model as it is.
+
+        Args:
+            layer: the lowest block that models to be measured may have changed.
 
         Raises:
             DataError: a topic of one answer, or of answers that begin with the same token.
@@ -93,8 +125,10 @@ class Answers:
                 f"All answers of the topic in {data.name!r} begin with the same token, so chance is certainty. Forget a "
                 "topic with several answers."
             )
-        clean = model.logits(data.retain_test)
-        bare = cls(data, topic, forget, retain, elsewhere, clean, {})
+        parts = {"forget": data.forget_test, "retain": data.retain_test, "elsewhere": data.elsewhere}
+        kept = {name: Resumed.of(model, part.prompts, layer) for name, part in parts.items() if part is not None}
+        clean = kept["retain"].logits(model)
+        bare = cls(data, topic, forget, retain, elsewhere, clean, {}, kept)
         return replace(bare, known=bare.measure(model))
 
     @property
@@ -104,16 +138,15 @@ class Answers:
 
     def measure(self, model: HookedModel) -> dict[str, Float[Tensor, " n"]]:
         """Per prompt: whether the answer is given, whether it is the likeliest of the topic's, and KL from before."""
-        logits = model.logits(self.data.forget_test)
-        kept = model.logits(self.data.retain_test)
+        logits, kept = (self.kept[name].logits(model) for name in ("forget", "retain"))
         found: dict[str, Tensor] = {
             "forget": (logits.argmax(-1) == self.forget).double(),
             "ranked": (self.topic[logits[:, self.topic].argmax(-1)] == self.forget).double(),
             "retain": (kept.argmax(-1) == self.retain).double(),
             "kl": kl(self.clean, kept),
         }
-        if self.data.elsewhere is not None and len(self.elsewhere):
-            found["elsewhere"] = (model.logits(self.data.elsewhere).argmax(-1) == self.elsewhere).double()
+        if "elsewhere" in self.kept and len(self.elsewhere):
+            found["elsewhere"] = (self.kept["elsewhere"].logits(model).argmax(-1) == self.elsewhere).double()
         return found
 
     def before(self, seed: int) -> Finding:
@@ -140,18 +173,6 @@ def tokens_of(model: HookedModel, prompts: Sequence[Prompt]) -> Int[Tensor, " n"
     return torch.tensor([table[word] for word in words], dtype=torch.long)
 
 
-def misdirected(
-    model: HookedModel, prompts: Sequence[Prompt], site: Site, control: Float[Tensor, " d"], config: Settings
-) -> float:
-    """Accuracy where the states of all prompts at the site are replaced by the control vector outright."""
-    where = Where.parse(config.where)
-    acts = model.capture(prompts, sites=site, where=where)
-    length = config.gamma * acts.at(site).float().norm(dim=1).mean()
-    aimed = Patch(Source({site: (control / control.norm() * length)[None].to(model.backend.dtype)}), where=where)
-    logits = model.logits(prompts, interventions=[aimed])
-    return float((logits.argmax(-1) == tokens_of(model, prompts)).double().mean())
-
-
 _SAYS = {
     "forget": ("forget_accuracy", "the topic's answers are no longer given"),
     "ranked": ("forget_ranked", "the right answer is no longer the likeliest of the topic's"),
@@ -175,7 +196,7 @@ def arm_findings(
         known: whether the model is an organism, of which something is expected.
     """
     data, found = answers.data, list[Finding]()
-    for arm, models in trained.items():
+    for arm in trained:
         means = {name: torch.stack([one[name] for one in measured[arm]]).mean(0) for name in measured[arm][0]}
         asked = known and arm == first
         for measure, (name, claim) in _SAYS.items():
@@ -313,49 +334,43 @@ def relearning_findings(
     return found
 
 
-def probe_rows(before: HookedModel, after: HookedModel, data: Prompts, config: Settings) -> list[dict[str, Any]]:
-    """A probe of the answers at the last token of every layer, trained on the training wordings and tested on others."""
-    if not {*data.forget.groups} & {*data.forget_test.groups} and not {p.answer for p in data.forget.prompts} & {
-        p.answer for p in data.forget_test.prompts
-    }:
-        return []
-    rows: list[dict[str, Any]] = []
+def probe_rows(answers: Answers, before: HookedModel, after: HookedModel, config: Settings) -> list[dict[str, Any]]:
+    """What a lens fitted on what is kept reads of the topic, at the last token of every layer, before and after."""
+    data, rows = answers.data, list[dict[str, Any]]()
+    unembedding = before.backend.unembedding().float().cpu()
     for name, model in (("before", before), ("after", after)):
-        train, test = (model.capture(part, sites=resid_post(), where=LAST) for part in (data.forget, data.forget_test))
-        labels = [tokens_of(model, part.prompts) for part in (data.forget, data.forget_test)]
-        for site in train.rows.sites:
-            seen = answer_probe(
-                (train.at(site), labels[0], torch.tensor(data.forget.groups)),
-                (test.at(site), labels[1], torch.tensor(data.forget_test.groups)),
-                draws=min(config.draws, 39),
-                seed=config.seed,
-            )
-            estimate, interval = mean_of(seen.right, data.forget_test.groups, seed=config.seed)
-            null = range_of(seen.exchanged, "answers exchanged between facts")
+        kept, asked = (model.capture(part, sites=resid_post(), where=LAST) for part in (data.retain, data.forget_test))
+        told = unembedding[tokens_of(model, data.retain.prompts)]
+        for site in kept.sites:
+            seen = answer_lens(
+                kept.at(site), told, asked.at(site), unembedding[answers.topic],
+                draws=min(config.draws, 39), seed=config.seed,
+            )  # fmt: skip
+            right = (answers.topic[seen.read] == answers.forget).double()
+            estimate, interval = mean_of(right, data.forget_test.groups, seed=config.seed)
+            null = range_of((answers.topic[seen.shuffled] == answers.forget).double().mean(1), "shuffled answers")
             rows.append({
                 "model": name, "layer": site.layer, "accuracy": estimate, "low": interval.low, "high": interval.high,
-                "exchanged_low": null.low, "exchanged_high": null.high,
+                "shuffled_low": null.low, "shuffled_high": null.high, "n": len(right),
             })  # fmt: skip
     return rows
 
 
-def probe_findings(rows: Sequence[Mapping[str, Any]], site: Site, arm: str) -> list[Finding]:
-    """The best layer from the changed one on, after unlearning."""
-    name, claim = f"probe.{arm}", "a linear probe reads the answers from the states above the change better than "
-    claim += "answers exchanged between facts"
-    after = [row for row in rows if row["model"] == "after" and row["layer"] >= site.layer]
-    if not after:
-        reason = "no answer occurs both in training and in held-out prompts"
-        return [Finding(name, claim, float("nan"), verdict="not tested", note=reason)]
-    best = max(after, key=lambda row: row["accuracy"])
-    interval = Interval(best["low"], best["high"], of="facts")
-    null = Interval(best["exchanged_low"], best["exchanged_high"], of="39 exchanges of answers between facts")
-    note = (
-        f"layer {best['layer']}, the best of {len(after)}. A probe that does as well with exchanged answers reads which "
-        "fact is asked for, and learns the answer itself"
+def probe_findings(rows: Sequence[Mapping[str, Any]], site: Site, arm: str, chance: float) -> list[Finding]:
+    """The best layer from the changed one on, after unlearning, beside the same layer before."""
+    later = [row for row in rows if row["layer"] >= site.layer]
+    best = max((row for row in later if row["model"] == "after"), key=lambda row: row["accuracy"])
+    same = next(row for row in later if row["model"] == "before" and row["layer"] == best["layer"])
+    found = Finding(
+        f"probe.{arm}",
+        "a linear map fitted on what is kept still reads the topic's answers from the states",
+        best["accuracy"],
+        Interval(best["low"], best["high"], of="facts"),
+        Interval(best["shuffled_low"], best["shuffled_high"], of="39 maps fitted on shuffled answers"),
+        best["n"],
+        note=f"layer {best['layer']}, the best from {site.short} on; {same['accuracy']:.2f} there before",
     )
-    found = Finding(name, claim, best["accuracy"], interval, null, 0, note=note)
-    return [found.judged("above", margin=0.02, no_effect=best["exchanged_high"])]
+    return [found.judged("above", margin=SLACK, no_effect=chance)]
 
 
 def latent_findings(spans: LatentSpans) -> list[Finding]:
@@ -368,7 +383,7 @@ def latent_findings(spans: LatentSpans) -> list[Finding]:
             float(beyond),
             n=len(spans.top),
             verdict="supported" if beyond == len(spans.top) else "refuted" if not beyond else "inconclusive",
-            note=f"of {len(spans.top)}; {spans.dead} of {len(spans.score)} latents are dead or too rare, and not ranked",
+            note=f"of {len(spans.top)}; {spans.dead} of {len(spans.score)} are active too seldom and not ranked",
         )
     ]
 
