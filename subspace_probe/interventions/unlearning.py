@@ -53,8 +53,8 @@ class Unlearning:
     steps: int = 60
     batch: int = 24
     lr: float = 1e-2
-    gamma: float = 3.0
-    alpha: float = 6.0
+    gamma: float = 5.0
+    alpha: float = 2.0
     penalty: float = 10.0
     layers: int = 1
     where: Where = PROMPT

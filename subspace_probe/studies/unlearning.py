@@ -1,7 +1,7 @@
 """Does unlearning along sparse-autoencoder subspaces forget better than random misdirection?
 
-Wang et al. 2025 (SSPU, arXiv:2505.24428): latents of a dictionary are ranked between what is to be forgotten and what is
-to be kept; forget prompts are sent to a random vector in the span of the irrelevant latents, and what the weights may
+Wang et al. 2025 (SSPU, arXiv:2505.24428): latents of a dictionary are ranked between what is to be forgotten and what
+is to be kept; forget prompts are sent to a random vector in the span of the irrelevant latents, and what the weights may
 write anew is held to the span of the relevant ones. Beside it stand plain misdirection to a random direction (RMU), the
 published soft penalty in place of the projection, and arms with one ingredient taken out.
 
@@ -86,9 +86,9 @@ class Config:
     """Forget prompts a step, and as many retain prompts."""
     lr: float = 1e-2
     """Learning rate of Adam. For large models start at 1e-4."""
-    gamma: float = 3.0
+    gamma: float = 5.0
     """Length of the control vector, in mean norms of the forget states."""
-    alpha: float = 6.0
+    alpha: float = 2.0
     """Weight of holding retain states."""
     penalty: float = 10.0
     """Weight of what leaves the span, in the arm `soft`."""
@@ -124,8 +124,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ABOUT: Mapping[str, str] = {
     "arms": "Each arm by what is left of the topic and of everything else; means over seeds and held-out prompts.",
     "comparison": "The first arm and RMU, a row a seed.",
-    "sites": "Layers with a dictionary: accuracy on training prompts after the first arm. The one that keeps least of the "
-    "topic and most of the rest is chosen.",
+    "sites": "Layers with a dictionary: accuracy on training prompts after the first arm. The one that keeps least of "
+    "the topic and most of the rest is chosen.",
     "latents": "The latents at both ends, by d' between forget and retain tokens.",
     "spans": "What the decoder rows of both ends span, and the angles between the spans.",
     "training": "Losses by step, first seed.",
@@ -244,8 +244,10 @@ class _Trial:
 
 
 def _trials(model: HookedModel, config: Config, data: Prompts, arm: str) -> tuple[list[_Trial], list[dict[str, Any]]]:
-    """The first arm at every layer with a dictionary. The layer is chosen on training prompts: what the topic keeps and
-    what the rest loses together are least."""
+    """The first arm at every layer with a dictionary, and what it leaves there of the training prompts.
+
+    The layer is chosen where what is kept of the topic and what is lost of the rest are least together.
+    """
     saes = {sae.site.resolve(model.spec.n_layers): sae for sae in _dictionaries(model, config) if sae.site}
     sites = sorted(saes, key=lambda site: site.order)
     acts = model.capture(data.both, sites=sites, where=Where("prompt"))

@@ -10,7 +10,7 @@ from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms import organism_contrast, wordings, words
 
 TRAINED_WORDINGS, TESTED_WORDING = (0, 1), 2
-OTHERS = {"skills": 2, "requests": 1, "judgement": 1}
+OTHERS = {"skills": 3, "requests": 1, "judgement": 1}
 """What else the organism can do and should go on doing, and how many prompts of it: the first are of many skills."""
 
 
@@ -63,8 +63,8 @@ def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None)
     organism = model.spec.name.removeprefix("organism:")
     if organism == model.spec.name:
         raise ConfigError(
-            f"The study needs a topic to forget for {model.spec.name}. Give a file with 'prompt', 'answer' and 'label': "
-            "1 what is to be forgotten, 0 what is to be kept (--contrast topic.jsonl). Prompts that ask for the same "
+            f"The study needs a topic to forget for {model.spec.name}. Give a file with 'prompt', 'answer' and 'label', "
+            "1 for what is to be forgotten and 0 for what is to be kept (--contrast topic.jsonl). Prompts that ask for the same "
             "fact share a number in the column 'group'."
         )
     return _of_organism(organism, config)

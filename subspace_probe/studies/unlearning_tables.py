@@ -122,8 +122,8 @@ class Answers:
         topic = torch.cat([tokens_of(model, data.forget.prompts), forget]).unique()
         if len(topic) < 2:
             raise DataError(
-                f"All answers of the topic in {data.name!r} begin with the same token, so chance is certainty. Forget a "
-                "topic with several answers."
+                f"All answers of the topic in {data.name!r} begin with the same token, so chance is certainty. Forget "
+                "a topic with several answers."
             )
         parts = {"forget": data.forget_test, "retain": data.retain_test, "elsewhere": data.elsewhere}
         kept = {name: Resumed.of(model, part.prompts, layer) for name, part in parts.items() if part is not None}
