@@ -2,8 +2,8 @@
 
 A probe that is trained on the facts it is asked about learns them itself, from any state that says which fact is
 meant: exchange the answers between facts, and it does as well. So the map is fitted on other prompts, with other
-answers, as in the tuned lens (Belrose et al. 2023, arXiv:2303.08112): from a state to the row of the unembedding that stands for the
-answer. What it reads of a topic it has never seen is in the state.
+answers, as in the tuned lens (Belrose et al. 2023, arXiv:2303.08112): from a state to the row of
+the unembedding that stands for the answer. What it reads of a topic it has never seen is in the state.
 """
 
 from dataclasses import dataclass

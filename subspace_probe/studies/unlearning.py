@@ -1,8 +1,8 @@
 """Does unlearning along sparse-autoencoder subspaces forget better than random misdirection?
 
 Wang et al. 2025 (SSPU, arXiv:2505.24428): latents of a dictionary are ranked between what is to be forgotten and what
-is to be kept; forget prompts are sent to a random vector in the span of the irrelevant latents, and what the weights may
-write anew is held to the span of the relevant ones. Beside it stand plain misdirection to a random direction (RMU), the
+is to be kept; forget prompts are sent to a random vector in the span of the irrelevant latents, and what the weights
+may write anew is held to the span of the relevant ones. Beside it stand plain misdirection to a random direction (RMU), the
 published soft penalty in place of the projection, and arms with one ingredient taken out.
 
 The description that was at hand gives neither constants nor code, so this is a reconstruction: constants are settings.
@@ -45,9 +45,9 @@ from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms.autoencoders import AUTOENCODERS, autoencoder_paths
 from subspace_probe.studies.study import Study
+from subspace_probe.studies.unlearning_answers import Answers
 from subspace_probe.studies.unlearning_prompts import Prompts, prompts_for
 from subspace_probe.studies.unlearning_tables import (
-    Answers,
     arm_findings,
     arm_rows,
     comparison_findings,

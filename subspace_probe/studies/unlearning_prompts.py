@@ -63,9 +63,9 @@ def prompts_for(model: HookedModel, config: Settings, contrast: Contrast | None)
     organism = model.spec.name.removeprefix("organism:")
     if organism == model.spec.name:
         raise ConfigError(
-            f"The study needs a topic to forget for {model.spec.name}. Give a file with 'prompt', 'answer' and 'label', "
-            "1 for what is to be forgotten and 0 for what is to be kept (--contrast topic.jsonl). Prompts that ask for the same "
-            "fact share a number in the column 'group'."
+            f"The study needs a topic to forget for {model.spec.name}. Give a file with 'prompt', 'answer' and "
+            "'label', 1 for what is to be forgotten and 0 for what is to be kept (--contrast topic.jsonl). Prompts "
+            "that ask for the same fact share a number in the column 'group'."
         )
     return _of_organism(organism, config)
 
