@@ -52,7 +52,7 @@ class Unlearning:
 
     steps: int = 60
     batch: int = 24
-    lr: float = 1e-2
+    lr: float = 2e-2
     gamma: float = 5.0
     alpha: float = 2.0
     penalty: float = 10.0
@@ -162,7 +162,7 @@ class Misdirection:
                 with torch.no_grad():
                     for name, row in rows.items():
                         row.copy_(before[name] + project(row - before[name], span))
-            history.append({"step": step, "forget": float(away.detach()), "retain": float(drift.detach())})
+            history.append({"step": float(step), "forget": float(away.detach()), "retain": float(drift.detach())})
         for weight in weights:
             weight.grad = None
             weight.requires_grad_(False)

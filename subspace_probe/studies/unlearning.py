@@ -2,8 +2,8 @@
 
 Wang et al. 2025 (SSPU, arXiv:2505.24428): latents of a dictionary are ranked between what is to be forgotten and what
 is to be kept; forget prompts are sent to a random vector in the span of the irrelevant latents, and what the weights
-may write anew is held to the span of the relevant ones. Beside it stand plain misdirection to a random direction (RMU), the
-published soft penalty in place of the projection, and arms with one ingredient taken out.
+may write anew is held to the span of the relevant ones. Beside it stand plain misdirection to a random direction (RMU),
+the published soft penalty in place of the projection, and arms with one ingredient taken out.
 
 The description that was at hand gives neither constants nor code, so this is a reconstruction: constants are settings.
 An answer that is no longer given may still be there. So the study also asks for the rank of the answer among those of
@@ -70,7 +70,7 @@ class Config:
     Empty: the organism's own."""
     arms: str = "sspu,soft,rmu,unconstrained,random_control,random_span,swapped"
     """Which arms, the first being the one that is asked about; `rmu` is what it is compared with."""
-    latents: int = 24
+    latents: int = 40
     """Latents at each end of the ranking. More widen both spans, until they hold most of the stream."""
     least_rate: float = 0.01
     """Latents that are active in a smaller share of the tokens are not ranked: most are dead."""
@@ -84,7 +84,7 @@ class Config:
     """Of the optimiser, in every arm."""
     batch: int = 24
     """Forget prompts a step, and as many retain prompts."""
-    lr: float = 1e-2
+    lr: float = 2e-2
     """Learning rate of Adam. For large models start at 1e-4."""
     gamma: float = 5.0
     """Length of the control vector, in mean norms of the forget states."""

@@ -38,8 +38,10 @@ def test_both_ends_dead_latents_and_spans() -> None:
     from subspace_probe.linalg import overlap
 
     found = latent_spans(_dictionary(), _states(), Site(0), k=4, null_draws=40)
-    assert sorted(found.top.tolist()) == [0, 1, 2, 3] and sorted(found.bottom.tolist()) == [4, 5, 6, 7]
-    assert found.dead == 2 and not bool(found.ranked[14:].any())
+    assert sorted(found.top.tolist()) == [0, 1, 2, 3]
+    assert sorted(found.bottom.tolist()) == [4, 5, 6, 7]
+    assert found.dead == 2
+    assert not bool(found.ranked[14:].any())
     assert overlap(found.relevant.basis, torch.eye(D)[:4]) == pytest.approx(1.0)
     assert overlap(found.irrelevant.basis, torch.eye(D)[4:8]) == pytest.approx(1.0)
     assert torch.allclose(found.angles, torch.full((4,), torch.pi / 2, dtype=torch.float64))

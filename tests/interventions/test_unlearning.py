@@ -71,7 +71,8 @@ def test_a_topic_is_forgotten_and_its_relative_kept(ready: "Misdirection", chat:
 
     found = ready.unlearn(control_vector(128, seed=0), constraint="none")
     assert found.history[-1]["forget"] < 0.2 * found.history[0]["forget"]
-    assert _accuracy(chat, True) == 1.0 and _accuracy(chat, False) == 1.0
+    assert _accuracy(chat, True) == 1.0
+    assert _accuracy(chat, False) == 1.0
     assert _accuracy(found.model, True) <= 0.1
     assert _accuracy(found.model, False) >= 0.95
     assert found.off_span != found.off_span  # no span, no share
@@ -138,7 +139,8 @@ def test_control_vectors_lie_in_their_span() -> None:
 
     span = random_subspace(4, 32, seed=0)
     inside, free = control_vector(32, seed=1, span=span), control_vector(32, seed=1)
-    assert float(reject(inside, span).norm()) < 1e-6 and float(reject(free, span).norm()) > 0.8
+    assert float(reject(inside, span).norm()) < 1e-6
+    assert float(reject(free, span).norm()) > 0.8
     assert float(inside.norm()) == pytest.approx(1.0) == float(free.norm())
 
 
