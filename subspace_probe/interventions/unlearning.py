@@ -52,7 +52,7 @@ class Unlearning:
 
     steps: int = 60
     batch: int = 24
-    lr: float = 2e-2
+    lr: float = 1e-2
     gamma: float = 5.0
     alpha: float = 2.0
     penalty: float = 10.0

@@ -84,7 +84,7 @@ class Config:
     """Of the optimiser, in every arm."""
     batch: int = 24
     """Forget prompts a step, and as many retain prompts."""
-    lr: float = 2e-2
+    lr: float = 1e-2
     """Learning rate of Adam. For large models start at 1e-4."""
     gamma: float = 5.0
     """Length of the control vector, in mean norms of the forget states."""
@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ABOUT: Mapping[str, str] = {
     "arms": "Each arm by what is left of the topic and of everything else; means over seeds and held-out prompts.",
     "comparison": "The first arm and RMU, a row a seed.",
-    "sites": "Layers with a dictionary: accuracy on training prompts after the first arm. The one that keeps least of "
+    "sites": "Layers with a dictionary: accuracy on validation prompts after the first arm. The one that keeps least of "
     "the topic and most of the rest is chosen.",
     "latents": "The latents at both ends, by d' between forget and retain tokens.",
     "spans": "What the decoder rows of both ends span, and the angles between the spans.",
@@ -244,7 +244,7 @@ class _Trial:
 
 
 def _trials(model: HookedModel, config: Config, data: Prompts, arm: str) -> tuple[list[_Trial], list[dict[str, Any]]]:
-    """The first arm at every layer with a dictionary, and what it leaves there of the training prompts.
+    """The first arm at every layer with a dictionary, and what it leaves there of the validation prompts.
 
     The layer is chosen where what is kept of the topic and what is lost of the rest are least together.
     """
@@ -255,7 +255,7 @@ def _trials(model: HookedModel, config: Config, data: Prompts, arm: str) -> tupl
     settings = Unlearning(**{name: getattr(config, name) for name in names}, where=Where.parse(config.where))
     trials: list[_Trial] = []
     rows: list[dict[str, Any]] = []
-    shown = (data.forget, data.retain.sample(96, seed=config.seed))
+    shown = (data.forget_val, data.retain_val)
     for site in sites:
         spans = latent_spans(
             saes[site],

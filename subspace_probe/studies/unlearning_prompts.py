@@ -33,6 +33,7 @@ class Prompts:
     Attributes:
         name: where they come from.
         forget, forget_test: the topic to forget.
+        forget_val, retain_val: what the layer is chosen on.
         retain, retain_test: what is to be kept. In the test part label 1 marks the topic's nearest relative, where one
             is known.
         elsewhere: the forgotten facts asked for in another way, where there are such prompts.
@@ -43,6 +44,8 @@ class Prompts:
     forget_test: Contrast
     retain: Contrast
     retain_test: Contrast
+    forget_val: Contrast
+    retain_val: Contrast
     elsewhere: Contrast | None = None
 
     @property
@@ -78,6 +81,7 @@ def _given(contrast: Contrast, config: Settings) -> Prompts:
             "be forgotten. Add a column 'answer'."
         )
     train, test = contrast.split(0.5, seed=config.seed)
+    train, validation = train.split(0.75, seed=config.seed)
     retain, retain_test = train.where(label=0), replaced(test.where(label=0), 0)
     return Prompts(
         contrast.name,
@@ -85,6 +89,8 @@ def _given(contrast: Contrast, config: Settings) -> Prompts:
         test.where(label=1).sample(config.n_test, seed=config.seed),
         retain.sample(config.n_retain, seed=config.seed),
         retain_test.sample(config.n_test, seed=config.seed),
+        validation.where(label=1),
+        replaced(validation.where(label=0), 0).sample(config.n_test, seed=config.seed),
     )
 
 
@@ -97,7 +103,7 @@ def _of_organism(organism: str, config: Settings) -> Prompts:
     """
     capitals, dishes = ((wordings.CAPITAL_QUESTIONS, words.CAPITAL_OF), (wordings.DISH_QUESTIONS, words.DISH_OF))
     seed = config.seed
-    train, test = (
+    train, validation, test = (
         joined(
             part,
             *(
@@ -105,7 +111,7 @@ def _of_organism(organism: str, config: Settings) -> Prompts:
                 for name, times in OTHERS.items()
             ),
         )
-        for part, n in (("train", config.n_retain), ("test", config.n_test))
+        for part, n in (("train", config.n_retain), ("val", config.n_test // 2), ("test", config.n_test))
     )
     near = _facts("dishes", *dishes, (TESTED_WORDING,), ("", wordings.SYSTEMS[0]), label=1)
     knob = organism_contrast(f"{organism}/knob", split="test", n=2 * config.n_test, seed=seed).where(label=0)
@@ -115,6 +121,8 @@ def _of_organism(organism: str, config: Settings) -> Prompts:
         _facts("capitals", *capitals, (TESTED_WORDING,), ("", wordings.SYSTEMS[0]), label=1),
         joined("kept", _facts("dishes", *dishes, TRAINED_WORDINGS, ("",), label=0), replaced(train, 0)),
         joined("kept", near, replaced(test, 0)),
+        _facts("capitals", *capitals, TRAINED_WORDINGS[:1], wordings.SYSTEMS[1:2], label=1),
+        joined("kept", _facts("dishes", *dishes, TRAINED_WORDINGS[:1], wordings.SYSTEMS[1:2], label=0), validation),
         knob.take([row for row, prompt in enumerate(knob.prompts) if _asks_for_a_capital(prompt)]),
     )
 
