@@ -124,8 +124,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ABOUT: Mapping[str, str] = {
     "arms": "Each arm by what is left of the topic and of everything else; means over seeds and held-out prompts.",
     "comparison": "The first arm and RMU, a row a seed.",
-    "sites": "Layers with a dictionary: accuracy on validation prompts after the first arm. The one that keeps least of "
-    "the topic and most of the rest is chosen.",
+    "sites": "Layers with a dictionary: accuracy on validation prompts after the first arm; chosen by least of "
+    "the topic and most of the rest.",
     "latents": "The latents at both ends, by d' between forget and retain tokens.",
     "spans": "What the decoder rows of both ends span, and the angles between the spans.",
     "training": "Losses by step, first seed.",
