@@ -37,6 +37,7 @@ FIGURES = Registry(
         "patch_sweep": "subspace_probe.figures.heatmap:HEATMAP",
         "seeds": "subspace_probe.figures.seeds:SEEDS",
         "edits": "subspace_probe.figures.editing:EDITING",
+        "unlearning": "subspace_probe.figures.unlearning:UNLEARNING",
     },
     group="subspace_probe.figures",
 )

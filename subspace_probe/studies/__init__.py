@@ -8,6 +8,7 @@ STUDIES = Registry(
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
         "sae_evaluation": "subspace_probe.studies.sae_evaluation:STUDY",
+        "unlearning": "subspace_probe.studies.unlearning:STUDY",
     },
     group="subspace_probe.studies",
 )

@@ -218,9 +218,9 @@ def learned(model: HookedModel, site: Site, config: Settings) -> dict[str, Spars
                 raise ConfigError(f"saes has {entry!r}. Write name=folder, or name=release:id, or none.")
             named[name] = _loaded(place)
     elif organism := organism_of(model):
-        from subspace_probe.organisms.autoencoders import AUTOENCODERS, autoencoder_path
+        from subspace_probe.organisms.autoencoders import autoencoder_path
 
-        named = {name: load_sae(autoencoder_path(organism, name)) for name in AUTOENCODERS}
+        named = {name: load_sae(autoencoder_path(organism, name)) for name in ("task", "broad", "frozen")}
     else:
         raise ConfigError(
             f"No autoencoders were given for {model.spec.name}. Write --set saes=task=FOLDER,web=RELEASE:ID, or "
