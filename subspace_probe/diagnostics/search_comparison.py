@@ -38,7 +38,6 @@ class Searches:
 
     Attributes:
         found: by what was aimed at: "target", "answer" (where prompts carry answer and foil), "random".
-        depth: blocks of the whole model.
     """
 
     model: HookedModel
@@ -47,33 +46,50 @@ class Searches:
     budget: int
     found: Mapping[str, TokensFound]
 
-    def flipped(self, search: str, *, rows: float) -> Bool[Tensor, " n"]:
-        """Whose behaviour a search had flipped when it had been run on so many rows."""
-        return self._flipped(self.found[search], self.found[search].within(rows=rows))
+    def flipped(self, search: str, budget: float | None = None, unit: Unit = "rows") -> Bool[Tensor, " n"]:
+        """Whose behaviour a search had flipped within so much of its budget; by default all of it."""
+        found = self.found[search]
+        if budget is None:
+            ids = found.ids
+        else:
+            ids = found.within(rows=budget) if unit == "rows" else found.within(layer_forwards=budget)
+        batch, prompts = self.model.tokens(self.contrast), self.contrast.prompts
+        rows = replaced(batch, found.positions, ids)
+        before, after = (self.metric(observe(self.model, each, [], LAST).logits, prompts) for each in (batch, rows))
+        return (before > 0) != (after > 0)
 
     def curve(self, budgets: Sequence[int], *, seed: int) -> list[dict[str, Any]]:
-        """The share of prompts flipped within each budget, in rows and in as many whole passes' layer-forwards."""
-        depth = self.model.spec.n_layers
-        return [
-            self._point(name, found, unit, budget * (1 if unit == "rows" else depth), seed)
-            for name, found in self.found.items()
-            for unit in ("rows", "layer-forwards")
-            for budget in budgets
-        ]
+        """The share of prompts flipped within each budget of rows, and within the blocks that as many rows go through.
 
-    def ahead(self, of: str, *, rows: int, seed: int) -> Finding:
+        Every row of a budget stands for `n_layers` layer-forwards: what one pass through the whole model takes.
+        """
+        rows: list[dict[str, Any]] = []
+        for search in self.found:
+            for unit, each in (("rows", 1), ("layer-forwards", self.model.spec.n_layers)):
+                for budget in budgets:
+                    values = self.flipped(search, budget * each, unit).double()
+                    rate, spread = mean_of(values, self.contrast.groups, seed=seed)
+                    rows.append({
+                        "search": search, "unit": unit, "budget": budget * each, "flipped": rate,
+                        "low": spread.low, "high": spread.high, "n": len(values),
+                    })  # fmt: skip
+        return rows
+
+    def ahead(self, of: str, budget: int, unit: Unit = "rows", *, seed: int) -> Finding:
         """By how much the target's share of flipped prompts is ahead of another search's, prompt by prompt.
 
         The null exchanges the two searches at random within each prompt.
         """
-        gain = self.flipped(TARGET, rows=rows).double() - self.flipped(of, rows=rows).double()
+        ours, theirs = (self.flipped(search, budget, unit).double() for search in (TARGET, of))
+        gain = ours - theirs
         estimate, interval = mean_of(gain, self.contrast.groups, seed=seed)
         signs = torch.randint(2, (_EXCHANGES, len(gain)), generator=torch.Generator().manual_seed(seed)) * 2 - 1
         null = range_of((signs * gain).mean(1), f"{_EXCHANGES} exchanges of the two searches")
-        claim = f"within {rows} rows a prompt the target flips more prompts than a search for the {of}"
-        if of == RANDOM:
-            claim = f"within {rows} rows a prompt the target flips more prompts than random tokens"
-        return Finding(f"search.ahead_of_{of}", claim, estimate, interval, null, len(gain)).judged("above", margin=0.1)
+        other = "random tokens do" if of == RANDOM else f"a search for the {of} does"
+        claim = f"within {budget} {unit} a prompt, a search for the target flips more prompts than {other}"
+        name = f"search.ahead_of_{of}.{budget}_{unit.replace('-', '_')}"
+        note = f"{float(ours.mean()):.2f} against {float(theirs.mean()):.2f}"
+        return Finding(name, claim, estimate, interval, null, len(gain), note=note).judged("above", margin=0.1)
 
     def cost(self, of: str, *, seed: int) -> Finding:
         """How many times the target's layer-forwards another search took, until it was done or had used its budget.
@@ -98,18 +114,6 @@ class Searches:
             range_of(null, f"{_EXCHANGES} exchanges of the two searches"),
             len(ours),
         ).judged("above", margin=0.1, no_effect=1.0)
-
-    def _point(self, name: str, found: TokensFound, unit: Unit, budget: int, seed: int) -> dict[str, Any]:
-        ids = found.within(rows=budget) if unit == "rows" else found.within(layer_forwards=budget)
-        rate, spread = mean_of(self._flipped(found, ids).double(), self.contrast.groups, seed=seed)
-        ends = {"low": spread.low, "high": spread.high}
-        return {"search": name, "unit": unit, "budget": budget, "flipped": rate, **ends, "n": len(self.contrast)}
-
-    def _flipped(self, found: TokensFound, ids: Tensor) -> Bool[Tensor, " n"]:
-        batch, prompts = self.model.tokens(self.contrast), self.contrast.prompts
-        rows = replaced(batch, found.positions, ids)
-        before, after = (self.metric(observe(self.model, each, [], LAST).logits, prompts) for each in (batch, rows))
-        return (before > 0) != (after > 0)
 
     def _forwards(self, found: TokensFound) -> Float[Tensor, " n"]:
         return (found.depth * (found.rows + 2 * found.gradients)).double()

@@ -7,6 +7,7 @@ STUDIES = Registry(
     {
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
+        "rerouting": "subspace_probe.studies.rerouting:STUDY",
     },
     group="subspace_probe.studies",
 )
