@@ -7,6 +7,7 @@ it would have found with less is read off its trail. After Winninger et al. 2025
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, final
 
 import torch
@@ -17,7 +18,8 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.protocols import Metric
-from subspace_probe.core.tokens import LAST, Where
+from subspace_probe.core.tokens import LAST, TokenBatch, Where
+from subspace_probe.diagnostics.ladder import MARGIN
 from subspace_probe.diagnostics.rungs import observe
 from subspace_probe.interventions.objectives import AnswerMargin, Reach, replaced
 from subspace_probe.interventions.targets import HalfSpace
@@ -53,10 +55,14 @@ class Searches:
             ids = found.ids
         else:
             ids = found.within(rows=budget) if unit == "rows" else found.within(layer_forwards=budget)
-        batch, prompts = self.model.tokens(self.contrast), self.contrast.prompts
-        rows = replaced(batch, found.positions, ids)
-        before, after = (self.metric(observe(self.model, each, [], LAST).logits, prompts) for each in (batch, rows))
-        return (before > 0) != (after > 0)
+        batch, before = self._clean
+        after = observe(self.model, replaced(batch, found.positions, ids), [], LAST).logits
+        return (self.metric(after, self.contrast.prompts) > 0) != before
+
+    @cached_property
+    def _clean(self) -> tuple[TokenBatch, Bool[Tensor, " n"]]:
+        batch = self.model.tokens(self.contrast)
+        return batch, self.metric(observe(self.model, batch, [], LAST).logits, self.contrast.prompts) > 0
 
     def curve(self, budgets: Sequence[int], *, seed: int) -> list[dict[str, Any]]:
         """The share of prompts flipped within each budget of rows, and within the blocks that as many rows go through.
@@ -89,7 +95,7 @@ class Searches:
         claim = f"within {budget} {unit} a prompt, a search for the target flips more prompts than {other}"
         name = f"search.ahead_of_{of}.{budget}_{unit.replace('-', '_')}"
         note = f"{float(ours.mean()):.2f} against {float(theirs.mean()):.2f}"
-        return Finding(name, claim, estimate, interval, null, len(gain), note=note).judged("above", margin=0.1)
+        return Finding(name, claim, estimate, interval, null, len(gain), note=note).judged("above", margin=MARGIN)
 
     def cost(self, of: str, *, seed: int) -> Finding:
         """How many times the target's layer-forwards another search took, until it was done or had used its budget.

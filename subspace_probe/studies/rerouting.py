@@ -20,6 +20,8 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.reports import Provenance, Report, Table
+from subspace_probe.core.sites import resid_post
+from subspace_probe.core.tokens import LAST
 from subspace_probe.diagnostics.auditing import examine
 from subspace_probe.diagnostics.climber import Effort
 from subspace_probe.diagnostics.eligibility import targets_of
@@ -39,7 +41,8 @@ from subspace_probe.studies.rerouting_tables import (
     answer_findings,
     expected_rates,
     percentile_findings,
-    read_layers,
+    probed,
+    read_findings,
     summary,
 )
 from subspace_probe.studies.study import Study
@@ -93,8 +96,8 @@ class Config:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # a tenth of the 1600 suffixes that organisms have
     "tiny": {
-        "n_train": 128, "n_test": 16, "n_clean": 600, "budget": 160, "permutations": 19,
-        "repair": True, "repair_steps": 60, "n_exhaustive": 2,
+        "n_train": 128, "n_test": 16, "n_clean": 300, "budget": 160, "permutations": 19,
+        "repair": True, "repair_steps": 60, "n_exhaustive": 4,
     },
     "small": {"n_test": 24, "budget": 2000, "width": 128, "top_k": 128, "permutations": 19},
     # 60 steps of 512 candidates, among the 256 best tokens
@@ -127,7 +130,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     """
     began = time.monotonic()
     ground, metric = ground_for(model, config, contrast), metric_for(config.metric, model)
-    acts, layers, findings = read_layers(model, ground, config.seed)
+    acts = model.capture(ground.train, sites=resid_post(), where=LAST)
+    layers, findings = probed(acts, config.seed), read_findings(model, acts, ground, config.seed)
     eligible = [site for site, row in zip(acts.sites, layers, strict=True) if row["eligible"]][: config.targets]
     tables = {"layers": Table.of(layers, ABOUT["layers"])}
     if eligible:

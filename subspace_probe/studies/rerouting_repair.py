@@ -11,17 +11,20 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding, judge_absence
 from subspace_probe.core.intervals import mean_of
+from subspace_probe.core.sites import resid_post
+from subspace_probe.core.tokens import LAST, TokenBatch
 from subspace_probe.diagnostics.eligibility import targets_of
 from subspace_probe.diagnostics.exhaustive import every_choice
+from subspace_probe.diagnostics.rungs import observe
 from subspace_probe.diagnostics.search_comparison import ANSWER, TARGET, Searches, answer_margin
 from subspace_probe.finders.mean_difference import MeanDifference
 from subspace_probe.interventions.adversarial_training import AdversarialTraining
-from subspace_probe.interventions.objectives import Objective, Reach, free_positions
+from subspace_probe.interventions.objectives import Objective, Reach, free_positions, replaced
 from subspace_probe.interventions.token_search import TokenSearch
 from subspace_probe.interventions.token_vectors import usable_ids
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.studies.rerouting_prompts import Ground
-from subspace_probe.studies.rerouting_tables import logits_with, read_layers
+from subspace_probe.studies.rerouting_tables import logits_with, probed
 
 MARGIN = 0.03
 """Accuracy that may be lost."""
@@ -100,22 +103,24 @@ class _Asked:
         """Right answers to clean prompts, and with random tokens at the free positions."""
         clean, seed = self.ground.clean, self.config.seed
         usable = usable_ids(self.before, allowed=self.ground.allowed, banned=self.ground.banned)
-        positions = free_positions(self.before.tokens(clean), self.ground.free)
+        batch = self.before.tokens(clean)
+        positions = free_positions(batch, self.ground.free)
         drawn = torch.randint(len(usable), positions.shape, generator=torch.Generator().manual_seed(seed))
         found: list[Finding] = []
-        for name, what, ids in (
-            ("clean_accuracy", "clean prompts", None),
-            ("random_tokens_accuracy", "prompts with random tokens at the free positions", usable[drawn]),
+        for name, what, shown in (
+            ("clean_accuracy", "clean prompts", batch),
+            ("random_tokens_accuracy", "prompts with random tokens there", replaced(batch, positions, usable[drawn])),
         ):
-            before, after = (self._right(model, positions, ids) for model in (self.before, self.after))
+            before, after = (self._right(model, shown) for model in (self.before, self.after))
             found.append(self._kept(f"repair.{name}", what, before, after))
         return [replace(found[0], expected=CLEAN if self.known else None), found[1]]
 
     def search(self, progress: bool) -> Finding:
         """Whose prompts a new search flips: for targets found again in the repaired model, and for the answer."""
         model, moved = self.after, self.ground.moved
-        acts, layers, _ = read_layers(model, self.ground, self.config.seed)
-        read = [site for site, row in zip(acts.sites, layers, strict=True) if row["eligible"]][:1]
+        acts = model.capture(self.ground.train, sites=resid_post(), where=LAST)
+        rows = probed(acts, self.config.seed)
+        read = [site for site, row in zip(acts.sites, rows, strict=True) if row["eligible"]][:1]
         aims: list[Objective] = [Reach((target,)) for target in targets_of(acts, MeanDifference(null_draws=0), read)]
         if aim := answer_margin(model, moved):
             aims.append(aim)
@@ -130,9 +135,7 @@ class _Asked:
         after = torch.stack([again.flipped(name) for name in found]).any(0) if found else torch.zeros(len(moved)).bool()
         names = [name for name in (TARGET, ANSWER) if name in self.searches.found]
         before = torch.stack([self.searches.flipped(name) for name in names]).any(0)
-        claim = (
-            "a new search of the same budget, for targets of the repaired model and for the answer, flips fewer prompts"
-        )
+        claim = "a new search, for a target of the repaired model and for the answer, flips fewer prompts"
         made = self._fallen("repair.search", claim, before, after, moved)
         where = f"target at {read[0].short}" if read else "no layer of the repaired model may be a target"
         return replace(made, note=f"{where}; {made.note}")
@@ -146,7 +149,7 @@ class _Asked:
             run = every_choice(self.after, few, self.ground.free, self.searches.metric, **words)
         except ConfigError as error:
             return Finding("repair.every_choice", claim, float("nan"), verdict="not tested", note=str(error))
-        before = torch.ones(len(few), dtype=torch.bool)
+        before = torch.stack([self.searches.flipped(name) for name in self.searches.found]).any(0)[: len(few)]
         made = self._fallen("repair.every_choice", claim, before, run.flipped.any(1), few)
         return replace(made, note=f"{len(run.ids)} choices for each of {len(few)} prompts")
 
@@ -160,13 +163,9 @@ class _Asked:
         ]
         return torch.stack(flipped).any(0)
 
-    def _right(
-        self, model: HookedModel, positions: Int[Tensor, "n slot"], ids: Int[Tensor, "n slot"] | None
-    ) -> Bool[Tensor, " n"]:
-        clean = self.ground.clean
-        logits = model.logits(clean) if ids is None else logits_with(model, clean, positions, ids)
-        answers = torch.tensor(model.token_ids([prompt.answer or "" for prompt in clean.prompts]))
-        return logits.argmax(1) == answers
+    def _right(self, model: HookedModel, shown: TokenBatch) -> Bool[Tensor, " n"]:
+        answers = torch.tensor(model.token_ids([prompt.answer or "" for prompt in self.ground.clean.prompts]))
+        return observe(model, shown, [], LAST).logits.argmax(1) == answers
 
     def _fallen(self, name: str, claim: str, before: Tensor, after: Tensor, prompts: Contrast) -> Finding:
         estimate, interval = mean_of(after.double(), prompts.groups, seed=self.config.seed)

@@ -16,17 +16,18 @@ from subspace_probe.core.reports import Report, Table
 from subspace_probe.core.sites import Site, resid_post
 from subspace_probe.core.tokens import LAST
 from subspace_probe.diagnostics.eligibility import LEAST
+from subspace_probe.diagnostics.ladder import MARGIN
 from subspace_probe.diagnostics.rungs import observe
 from subspace_probe.diagnostics.search_comparison import RANDOM, TARGET, Searches
 from subspace_probe.diagnostics.similarity import state_covariance
 from subspace_probe.finders.linear_probe import LinearProbe
 from subspace_probe.finders.mean_difference import MeanDifference
+from subspace_probe.finders.permuting import permuted_labels
 from subspace_probe.interventions.conditions import condition_logits
 from subspace_probe.interventions.objectives import replaced
 from subspace_probe.interventions.reroute import Reroute
 from subspace_probe.interventions.targets import HalfSpace
 from subspace_probe.linalg.angles import cosine
-from subspace_probe.linalg.bases import random_directions
 from subspace_probe.linalg.nulls import cosine_null
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.studies.rerouting_prompts import Ground
@@ -38,50 +39,46 @@ ALWAYS = Expectation(above=0.95)
 _DRAWS = 200
 
 
-def read_layers(
-    model: HookedModel, ground: Ground, seed: int
-) -> tuple[Activations, list[dict[str, Any]], list[Finding]]:
-    """How well the class is read at every layer, by a probe and by the mean difference, and how alike the two are.
-
-    Returns:
-        Training activations, a row and a finding a layer.
-    """
-    sites = [Site(layer) for layer in range(model.spec.n_layers)]
-    acts, held = (model.capture(part, sites=resid_post(), where=LAST) for part in (ground.train, ground.clean))
+def probed(acts: Activations, seed: int) -> list[dict[str, Any]]:
+    """How well a probe reads the class at every layer, cross-validated, and how near it is to the mean difference."""
     rows: list[dict[str, Any]] = []
-    findings: list[Finding] = []
-    for site in sites:
+    for site in acts.sites:
         mean, probe = MeanDifference(null_draws=0).fit(acts, site), LinearProbe(null_draws=0).fit(acts, site)
         covariance = state_covariance(acts, site)
         chance = range_of(cosine_null(covariance, covariance_b=covariance, n=1000, seed=seed), "random directions")
         accuracy = probe.notes["cv_accuracy"]
-        found = _read(acts, held, site, mean.vector, seed)
-        known = {} if ground.truth is None else ground.truth.behaviour.get("class read at the read-out token", {})
-        if (certified := known.get(f"layer {site.layer}")) is not None:
-            found = replace(found, expected=READ if certified >= LEAST else HIDDEN)
-        findings.append(found)
         rows.append({
-            "site": site.short, "layer": site.layer, "cv_accuracy": accuracy, "held_out_accuracy": found.estimate,
+            "site": site.short, "layer": site.layer, "cv_accuracy": accuracy,
             "eligible": accuracy is not None and accuracy >= LEAST,
             "cosine": cosine(mean.vector.double(), probe.vector.double()), "cosine_low": chance.low,
             "cosine_high": chance.high,
         })  # fmt: skip
-    return acts, rows, findings
+    return rows
 
 
-def _read(acts: Activations, held: Activations, site: Site, vector: Float[Tensor, " d"], seed: int) -> Finding:
-    """Held-out accuracy of the midpoint along a direction, beside that of random directions set up in the same way."""
-    fitted, states = acts.at(site).double(), held.at(site).double()
-    drawn = random_directions(_DRAWS, len(vector), seed=seed).double()
-    directions = torch.cat([vector[None].double(), drawn])
+def read_findings(model: HookedModel, acts: Activations, ground: Ground, seed: int) -> list[Finding]:
+    """How well the mean difference reads the class of held-out prompts, at every layer."""
+    held = model.capture(ground.clean, sites=resid_post(), where=LAST)
+    known = {} if ground.truth is None else ground.truth.behaviour.get("class read at the read-out token", {})
+    found: list[Finding] = []
+    for site in acts.sites:
+        finding = _read(acts, held, site, seed)
+        if (certified := known.get(f"layer {site.layer}")) is not None:
+            finding = replace(finding, expected=READ if certified >= LEAST else HIDDEN)
+        found.append(finding)
+    return found
+
+
+def _read(acts: Activations, held: Activations, site: Site, seed: int) -> Finding:
+    """Accuracy of the side of the midpoint between the class means; the null permutes the held-out labels."""
+    fitted = acts.at(site).double()
     high, low = (fitted[acts.labels == label].mean(0) for label in (1, 0))
-    sign = (directions @ (high - low)).sign()
-    says = ((states - (high + low) / 2) @ directions.T) * sign > 0
-    right = (says == (held.labels == 1)[:, None]).double()
-    estimate, interval = mean_of(right[:, 0], held.groups, seed=seed)
-    null = range_of(right[:, 1:].mean(0), f"{_DRAWS} random directions")
+    says = ((held.at(site).double() - (high + low) / 2) @ (high - low) > 0).long()
+    estimate, interval = mean_of((says == held.labels).double(), held.groups, seed=seed)
+    drawn = torch.stack([(says == permuted_labels(held, seed=seed + draw)).double().mean() for draw in range(_DRAWS)])
+    null = range_of(drawn, f"{_DRAWS} permutations of the held-out labels")
     claim = f"a mean difference reads the class at {site.short}, on held-out prompts"
-    found = Finding(f"read.L{site.layer}", claim, estimate, interval, null, len(right))
+    found = Finding(f"read.L{site.layer}", claim, estimate, interval, null, len(says))
     return found.judged("above", margin=0.1, no_effect=0.5)
 
 
@@ -162,7 +159,7 @@ def _beside(name: str, claim: str, shown: Tensor, control: Tensor, of: str, move
     estimate, interval = mean_of(shown.double(), moved.groups, seed=seed)
     rate, null = mean_of(control.double(), moved.groups, seed=seed)
     found = Finding(name, claim, estimate, interval, replace(null, of=of), len(shown))
-    return found.judged("above", margin=0.1, no_effect=rate)
+    return found.judged("above", margin=MARGIN, no_effect=rate)
 
 
 def summary(model: str, findings: Sequence[Finding], tables: Mapping[str, Table]) -> list[str]:
@@ -173,27 +170,27 @@ def summary(model: str, findings: Sequence[Finding], tables: Mapping[str, Table]
         found = by_name.get(name)
         if found is None or found.estimate != found.estimate:
             return "not tested"
-        return f"{found.estimate:.2f}" + (
-            f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
-        )
+        ends = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
+        return f"{found.estimate:.2f}{ends}"
 
     layers = tables["layers"].records()
     read = [row for row in layers if row["eligible"]]
-    lines = [
-        f"The class is read with a cross-validated accuracy of at least {LEAST:g} at {len(read)} of {len(layers)} layers"
-        + (f", first at {read[0]['site']}, where probe and mean difference have a cosine of {read[0]['cosine']:.2f}." if read
-           else f": nothing may be a target, and rerouting {model} was not tried.")
-    ]  # fmt: skip
-    for row in tables["verdicts"].records() if "verdicts" in tables else ():
-        lines.append(f"{model} at {row['site']} is {row['verdict']}: {row['reason']}.")
-    if "curve" in tables:
-        ahead = [f for f in findings if f.name.startswith("search.ahead_of_answer")]
-        told = "; ".join(f"{f.name.rsplit('.', 1)[1].replace('_', ' ')}: {f.note} ({f.verdict})" for f in ahead)
-        lines.append(f"Prompts flipped by a search for the target against one for the answer, within {told}.")
-    if "repair.found_tokens" in by_name:
+    lines = [f"Probes read the class with an accuracy of at least {LEAST:g} at {len(read)} of {len(layers)} layers."]
+    if not read:
+        return [*lines, f"So no layer may be a target, and rerouting {model} was not tried."]
+    at, cosine = read[0]["site"], read[0]["cosine"]
+    lines.append(f"At {at}, the first of them, probe and mean difference have a cosine of {cosine:.2f}.")
+    lines += [f"{model} at {row['site']} is {row['verdict']}: {row['reason']}." for row in tables["verdicts"].records()]
+    ahead = [found for found in findings if found.name.startswith("search.ahead_of_answer")]
+    if ahead:
+        told = [f"{f.note} within {f.name.rsplit('.', 1)[1].replace('_', ' ')} ({f.verdict})" for f in ahead]
+        lines.append(f"Prompts flipped by a search for the target and by one for the answer: {'; '.join(told)}.")
+    if "repair.clean_accuracy" in by_name:
         lines.append(
             f"After repair the found tokens flip {rate('repair.found_tokens')} of the prompts, clean accuracy is "
-            f"{rate('repair.clean_accuracy')}, and a new search flips {rate('repair.search')}; of every choice of "
-            f"tokens some flips {rate('repair.every_choice')}."
+            f"{rate('repair.clean_accuracy')}, a new search flips {rate('repair.search')} of the prompts, and any "
+            f"choice of tokens at all {rate('repair.every_choice')}."
         )
+    elif "repair.found_tokens" in by_name:
+        lines.append(f"There was nothing to repair: {by_name['repair.found_tokens'].note}.")
     return lines
