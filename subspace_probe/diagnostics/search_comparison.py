@@ -70,8 +70,9 @@ class Searches:
         Every row of a budget stands for `n_layers` layer-forwards: what one pass through the whole model takes.
         """
         rows: list[dict[str, Any]] = []
+        units: dict[Unit, int] = {"rows": 1, "layer-forwards": self.model.spec.n_layers}
         for search in self.found:
-            for unit, each in (("rows", 1), ("layer-forwards", self.model.spec.n_layers)):
+            for unit, each in units.items():
                 for budget in budgets:
                     values = self.flipped(search, budget * each, unit).double()
                     rate, spread = mean_of(values, self.contrast.groups, seed=seed)

@@ -108,7 +108,7 @@ AHEAD = Expectation(above=0.5)
 """Where a pair of tokens is planted, a tenth of the exhaustive budget beats chance by at least this."""
 
 ABOUT: Mapping[str, str] = {
-    "layers": "How well the class is read at each layer; the cosine between probe and mean difference, and its range "
+    "probes": "How well the class is read at each layer; the cosine between probe and mean difference, and its range "
     "for unrelated directions of such states. Eligible by accuracy; targets were tested by permutation as well.",
     "curve": "Share of prompts that each search had flipped within a budget.",
     "repair": "The model before and after training on the found tokens.",
@@ -133,7 +133,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     acts = model.capture(ground.train, sites=resid_post(), where=LAST)
     layers, findings = probed(acts, config.seed), read_findings(model, acts, ground, config.seed)
     eligible = [site for site, row in zip(acts.sites, layers, strict=True) if row["eligible"]][: config.targets]
-    tables = {"layers": Table.of(layers, ABOUT["layers"])}
+    tables = {"probes": Table.of(layers, ABOUT["probes"])}
     if eligible:
         targets = targets_of(acts, MeanDifference(null_draws=0), eligible)
         climbed = _climbed(model, ground, targets, config, progress)

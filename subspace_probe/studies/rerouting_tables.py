@@ -173,7 +173,7 @@ def summary(model: str, findings: Sequence[Finding], tables: Mapping[str, Table]
         ends = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
         return f"{found.estimate:.2f}{ends}"
 
-    layers = tables["layers"].records()
+    layers = tables["probes"].records()
     read = [row for row in layers if row["eligible"]]
     lines = [f"Probes read the class with an accuracy of at least {LEAST:g} at {len(read)} of {len(layers)} layers."]
     if not read:

@@ -57,7 +57,7 @@ def test_the_planted_pair_is_found_and_the_verdict_is_reachable(report: "Report"
 
 @pytest.mark.slow
 def test_a_layer_that_is_not_read_is_no_target(report: "Report") -> None:
-    layers = report.tables["layers"].records()
+    layers = report.tables["probes"].records()
     assert [row["eligible"] for row in layers] == [False, True, True, True]
     assert layers[0]["cv_accuracy"] < 0.8
     assert report.finding("read.L0").verdict == "refuted"
@@ -178,6 +178,6 @@ def test_where_nothing_is_read_nothing_is_tried() -> None:
     sides = sp.load_contrast("organism:override/requests", split="test", n=120).where(label=0)
     mixed = replace(sides, labels=tuple(i % 2 for i in range(len(sides))), pairs=(), name="nothing")
     report = asked.run(model, asked.Config(free="7,8", n_train=40), contrast=mixed, progress=False)
-    assert set(report.tables) == {"layers", "summary"}
-    assert not any(report.tables["layers"].column("eligible"))
+    assert set(report.tables) == {"probes", "summary"}
+    assert not any(report.tables["probes"].column("eligible"))
     assert "was not tried" in report.tables["summary"].column("sentence")[-1]
