@@ -48,7 +48,7 @@ class Searches:
     budget: int
     found: Mapping[str, TokensFound]
 
-    def flipped(self, search: str, budget: float | None = None, unit: Unit = "rows") -> Bool[Tensor, " n"]:
+    def flipped(self, search: str, budget: int | None = None, unit: Unit = "rows") -> Bool[Tensor, " n"]:
         """Whose behaviour a search had flipped within so much of its budget; by default all of it."""
         found = self.found[search]
         if budget is None:

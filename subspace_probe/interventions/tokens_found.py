@@ -64,19 +64,18 @@ class TokensFound:
         """Where the loss is 0."""
         return self.loss <= 0
 
-    def within(self, *, rows: float = math.inf, layer_forwards: float = math.inf) -> Int[Tensor, "n slot"]:
+    def within(self, *, rows: int | None = None, layer_forwards: int | None = None) -> Int[Tensor, "n slot"]:
         """What the search had when a smaller budget was used up: the tokens as they came, or its last improvement.
 
         Args:
             rows: that the model may have been run on for each prompt.
             layer_forwards: blocks that these rows may have gone through; a gradient counts as three passes.
         """
+        most, deepest = (math.inf if limit is None else limit for limit in (rows, layer_forwards))
         best: list[Ids] = []
         for steps in self.trail:
             afford = [
-                step
-                for step in steps
-                if step.rows <= rows and self.depth * (step.rows + 2 * step.gradients) <= layer_forwards
+                step for step in steps if step.rows <= most and self.depth * (step.rows + 2 * step.gradients) <= deepest
             ]
             best.append((afford or [steps[0]])[-1].ids)
         return torch.tensor(best)

@@ -123,15 +123,13 @@ def answer_findings(searches: Searches, target: HalfSpace, ground: Ground, seed:
     found: list[Finding] = []
     if len(foils) == len(moved):
         wanted = torch.tensor(model.token_ids(foils))
-        edited, control = condition_logits(model, moved.prompts, [Reroute(target), Reroute(target).wrong_way()])
-        ours, theirs = (_put(searches, name) for name in (TARGET, RANDOM))
-        for level, own, other, of in (
-            ("activation", edited, control, "the wrong way"),
-            ("token", ours, theirs, "tokens of the random search"),
-        ):
-            claim = f"rerouted at the {level} level, the model gives the prompt's other answer, not just another one"
-            right, null = (logits.argmax(1) == wanted for logits in (own, other))
-            found.append(_beside(f"{level}.right", claim, right, null, of, moved, seed))
+        edited = condition_logits(model, moved.prompts, [Reroute(target)])[0]
+        put = searches.found[TARGET]
+        with_tokens = logits_with(model, searches.contrast, put.positions, put.ids)
+        found += [
+            _right(level, logits.argmax(1), wanted, moved, seed)
+            for level, logits in (("activation", edited), ("token", with_tokens))
+        ]
     if ground.suffixes is None or not ground.suffixes.planted:
         return found
     planted = torch.tensor(ground.suffixes.planted)
@@ -142,9 +140,16 @@ def answer_findings(searches: Searches, target: HalfSpace, ground: Ground, seed:
             replace(hit, expected=ALWAYS)]  # fmt: skip
 
 
-def _put(searches: Searches, name: str) -> Float[Tensor, "n d_vocab"]:
-    """Logits with what a search found."""
-    return logits_with(searches.model, searches.contrast, searches.found[name].positions, searches.found[name].ids)
+def _right(level: str, said: Int[Tensor, " n"], wanted: Int[Tensor, " n"], moved: Contrast, seed: int) -> Finding:
+    """How often the answer is the prompt's own other one; the null deals the other answers out at random."""
+    estimate, interval = mean_of((said == wanted).double(), moved.groups, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    dealt = torch.stack([wanted[torch.randperm(len(wanted), generator=generator)] for _ in range(_DRAWS)])
+    drawn = (said == dealt).double().mean(1)
+    null = range_of(drawn, f"{_DRAWS} deals of the other answers over the prompts")
+    claim = f"rerouted at the {level} level, the model gives the prompt's own other answer, not just another one"
+    found = Finding(f"{level}.right", claim, estimate, interval, null, len(said))
+    return found.judged("above", margin=MARGIN, no_effect=float(drawn.mean()))
 
 
 def logits_with(
