@@ -85,7 +85,7 @@ class Config:
     """Train a copy on what was found, and search it again."""
     repair_steps: int = 200
     """Steps of that training."""
-    repair_rate: float = 1e-3
+    repair_rate: float = 1e-4
     """Its learning rate; about 1e-5 for a model of a billion weights."""
     n_exhaustive: int = 0
     """Rerouted prompts on which every choice of tokens is run after repair, where there are few enough choices."""

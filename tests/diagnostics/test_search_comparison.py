@@ -19,7 +19,7 @@ def places() -> list[Any]:
 
 
 @cache
-def searched(name: str = "override", n: int = 16) -> "Searches":
+def searched(name: str = "override", n: int = 32) -> "Searches":
     import subspace_probe as sp
     from subspace_probe.diagnostics.eligibility import targets_of
     from subspace_probe.diagnostics.search_comparison import compare_searches

@@ -57,8 +57,8 @@ def test_the_override_is_gone_clean_answers_stay_and_the_model_given_is_untouche
     assert right(trained, flagged, PLANTED) == 1.0
     assert right(trained, test) >= 0.99
     # control: the same training on tokens that were not found leaves the override where it was
-    other = training.repair(model, requests("train", 128), free(), torch.tensor([[50, 51]]), allowed=(50, 51, 52, 53))
-    assert right(other, flagged, PLANTED) <= 0.5
+    other = training.repair(model, requests("train", 128), free(), torch.tensor([[50, 51]]), allowed=FREE)
+    assert right(other, flagged, PLANTED) <= 0.1
     assert right(other, test) >= 0.99
 
 
@@ -71,7 +71,7 @@ def test_one_step_is_plain_adamw_on_the_answers_cross_entropy() -> None:
     from subspace_probe.interventions.token_vectors import usable_ids
 
     model, prompts = guard(), requests("train", 12)
-    trained = AdversarialTraining(steps=2, batch=9, seed=3).repair(model, prompts, free(), PLANTED)
+    trained = AdversarialTraining(steps=2, batch=9, seed=3, learning_rate=1e-3).repair(model, prompts, free(), PLANTED)
     batch = model.tokens(prompts)
     answers = torch.tensor(model.token_ids([str(prompt.answer) for prompt in prompts.prompts]))
     generator = torch.Generator().manual_seed(3)
