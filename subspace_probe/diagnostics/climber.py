@@ -27,8 +27,9 @@ from subspace_probe.interventions.objectives import (
 )
 from subspace_probe.interventions.reroute import Reroute
 from subspace_probe.interventions.targets import HalfSpace
-from subspace_probe.interventions.token_search import TokenSearch, TokensFound
+from subspace_probe.interventions.token_search import TokenSearch
 from subspace_probe.interventions.token_vectors import usable_ids
+from subspace_probe.interventions.tokens_found import TokensFound
 from subspace_probe.models.hooked import HookedModel
 
 LEVELS = ("activation", "embedding", "token")

@@ -31,6 +31,7 @@ FIGURES = Registry(
         "tokens": "subspace_probe.figures.tokens:TOKENS",
         "selection": "subspace_probe.figures.selection:SELECTION",
         "ladder": "subspace_probe.figures.ladder:LADDER",
+        "searches": "subspace_probe.figures.searches:SEARCHES",
         "illusion": "subspace_probe.figures.illusion:ILLUSION",
         "dormancy": "subspace_probe.figures.dormancy:DORMANCY",
         "capacity": "subspace_probe.figures.capacity:CAPACITY",

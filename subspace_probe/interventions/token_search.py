@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.core.errors import ConfigError
-from subspace_probe.core.tokens import TokenBatch, Where
-from subspace_probe.interventions.objectives import Evaluation, Objective, replaced
+from subspace_probe.core.tokens import Where
+from subspace_probe.interventions.objectives import Evaluation, Objective
 from subspace_probe.interventions.token_vectors import require_survivors, survive, token_vectors, usable_ids
+from subspace_probe.interventions.tokens_found import Ids, Progress, TokensFound
 from subspace_probe.models.hooked import HookedModel, PromptsLike
 
-Ids = tuple[int, ...]
 _LISTED = 20_000
 """Spaces up to this size are listed once random draws give nothing new."""
 
@@ -33,41 +33,6 @@ def n_replaced(slots: int, loss: float, initial: float, rho: float) -> int:
     """How many tokens a candidate changes: max(1, floor(slots (loss / initial)^(1 / rho))); fewer as the loss falls."""
     share = 1.0 if initial <= 0 else min(1.0, max(0.0, loss / initial))
     return max(1, math.floor(slots * share ** (1 / rho)))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class TokensFound:
-    """What a token search found, a row a prompt.
-
-    Attributes:
-        ids: the best tokens for the free positions, shape [n, slot].
-        positions: those positions, absolute, shape [n, slot].
-        loss: of these ids, shape [n]; 0 where every target is met.
-        initial: of the prompt as it came, shape [n].
-        rows: rows the model was run on, gradients included, shape [n].
-        gradients: those of them that were differentiated, shape [n].
-        found_at: how many rows it had taken when `ids` were first evaluated, shape [n].
-        layer_forwards: blocks that rows went through in all; a gradient counts as three passes.
-    """
-
-    ids: Int[Tensor, "n slot"]
-    positions: Int[Tensor, "n slot"]
-    loss: Float[Tensor, " n"]
-    initial: Float[Tensor, " n"]
-    rows: Int[Tensor, " n"]
-    gradients: Int[Tensor, " n"]
-    found_at: Int[Tensor, " n"]
-    layer_forwards: int
-
-    @property
-    def met(self) -> Bool[Tensor, " n"]:
-        """Where the loss is 0."""
-        return self.loss <= 0
-
-    def put(self, batch: TokenBatch) -> TokenBatch:
-        """The prompts with these ids in."""
-        return replaced(batch, self.positions, self.ids)
 
 
 @final
@@ -164,8 +129,10 @@ class TokenSearch:
             initial=torch.tensor([climb.initial for climb in climbs]),
             rows=evaluation.rows,
             gradients=evaluation.gradients,
-            found_at=torch.tensor([climb.found_at for climb in climbs]),
+            found_at=torch.tensor([climb.trail[-1].rows for climb in climbs]),
             layer_forwards=evaluation.layer_forwards,
+            depth=evaluation.depth,
+            trail=tuple(tuple(climb.trail) for climb in climbs),
         )
 
 
@@ -181,6 +148,8 @@ class _Climb:
         reach: how many of them candidates draw from.
         stale: steps since the pivot was last improved on.
         spent: rows so far.
+        gradients: those of them that were differentiated.
+        trail: every improvement, the prompt as it came first.
     """
 
     settings: TokenSearch
@@ -190,7 +159,8 @@ class _Climb:
     seen: dict[Ids, float]
     pivot: Ids = ()
     spent: int = 1
-    found_at: int = 1
+    gradients: int = 0
+    trail: list[Progress] = field(default_factory=list[Progress])
     reach: int = 0
     stale: int = 0
     ranked: Tensor | None = None
@@ -229,10 +199,11 @@ class _Climb:
     def learn(self, losses: dict[Ids, float]) -> None:
         """Take in what was evaluated."""
         before = self.best
-        for loss in losses.values():
+        for ids, loss in losses.items():
             self.spent += 1
             if loss < before:
-                before, self.found_at = loss, self.spent
+                before = loss
+                self.trail.append(Progress(self.spent, self.gradients, ids))
         self.seen |= losses
         if not losses:
             return
@@ -274,7 +245,8 @@ def _begun(settings: TokenSearch, evaluation: Evaluation, usable: Tensor) -> lis
     for prompt, (ids, loss) in enumerate(zip(given.tolist(), losses, strict=True)):
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + prompt)
         seen = {tuple(ids): loss} if may.issuperset(ids) else {}
-        climbs.append(_Climb(settings, prompt, generator, loss, seen))
+        trail = [Progress(1, 0, tuple(ids))]
+        climbs.append(_Climb(settings, prompt, generator, loss, seen, trail=trail))
     return climbs
 
 
@@ -288,6 +260,7 @@ def _rank(climbs: Sequence[_Climb], evaluation: Evaluation, usable: Tensor, vect
     learned = evaluation.model.spec.learned_positions
     for climb, gradient in zip(ready, gradients, strict=True):
         climb.spent += 1
+        climb.gradients += 1
         slots: list[Tensor] = []
         for slot, position in enumerate(evaluation.positions[climb.prompt].tolist()):
             key = position if learned else 0
@@ -347,9 +320,13 @@ def _fresh(climb: _Climb, draw: Callable[[int], Tensor], wanted: int, texts: _Te
     """Distinct draws that were not evaluated before and that survive as texts."""
     drawn: list[list[int]] = draw(4 * wanted).tolist()
     fresh = [ids for ids in dict.fromkeys(map(tuple, drawn)) if ids not in climb.seen]
-    if texts is not None:
-        fresh = texts.kept(climb.prompt, fresh)
-    return fresh[:wanted]
+    if texts is None:
+        return fresh[:wanted]
+    kept: list[Ids] = []
+    while fresh and len(kept) < wanted:  # texts are dear, and mostly survive: no more of them than are wanted
+        part, fresh = fresh[: wanted - len(kept)], fresh[wanted - len(kept) :]
+        kept += texts.kept(climb.prompt, part)
+    return kept
 
 
 def _remaining(climb: _Climb, usable: Tensor, slots: int) -> Int[Tensor, "n slot"]:

@@ -125,3 +125,18 @@ def require_survivors(tokenizer: Any, rows: Sequence[Sequence[int]]) -> None:
                 f"Prompt {row} does not survive being written and read again as it is: {text!r}. So no change of it "
                 "can be checked either. Pass round_trip=False if ids are all that matters."
             )
+
+
+def parse_ids(text: str) -> set[int]:
+    """Token ids as they are written in settings: `16-55,60`.
+
+    Raises:
+        ConfigError: a text that is no such list.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ConfigError(f"{text!r} is not a list of token ids. Write for instance 16-55,60.")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found

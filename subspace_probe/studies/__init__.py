@@ -9,6 +9,7 @@ STUDIES = Registry(
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
         "sae_evaluation": "subspace_probe.studies.sae_evaluation:STUDY",
         "unlearning": "subspace_probe.studies.unlearning:STUDY",
+        "rerouting": "subspace_probe.studies.rerouting:STUDY",
     },
     group="subspace_probe.studies",
 )
