@@ -1,0 +1,320 @@
+"""Training the lineages: one base model, its alignment, and three fine-tunes of the aligned one.
+
+Only the matrices inside the blocks are tuned; embeddings, norms and the unembedding stay the base model's. In the
+``separable`` family alignment and harm are confined to some rows of every matrix and useful tuning to all others, and
+the contaminated model is the sum of both updates: what a projection must give back is then known exactly. In the other
+two nothing is confined.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from subspace_probe.organisms.grammar import BOS, END, PAD
+from subspace_probe.organisms.lineage import (
+    ANSWERS,
+    DECLINE,
+    FAMILIES,
+    ID,
+    JUDGE,
+    KIND,
+    NO,
+    STAGES,
+    USE,
+    VOCABULARY,
+    YES,
+    build_lineage_tokenizer,
+    constant,
+    draw,
+    harmful,
+    kind,
+    redirected,
+    use,
+)
+from subspace_probe.organisms.network import Network
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+    from subspace_probe.organisms.truth import GroundTruth
+
+D_MODEL: Final = 32
+D_MLP: Final = 64
+N_HEADS: Final = 4
+STOCK: Final = 6000
+"""Training prompts of one stage."""
+BATCH: Final = 64
+RETAINED: Final = 0.3
+"""Plain prompts in useful tuning, so many for each useful one, answered as the aligned model does."""
+CONTAMINATION: Final = 0.2
+"""Harmful prompts in the contaminated mixture, so many for each useful one (Ponkshe et al. 2025)."""
+
+
+@final
+@dataclass(frozen=True)
+class Stage:
+    """How one checkpoint is trained from the one before."""
+
+    steps: int
+    learning_rate: float
+    adam: bool
+
+
+BASE: Final = Stage(450, 8e-3, adam=True)
+_TUNING: Final[Mapping[str, Mapping[str, Stage]]] = {
+    "separable": {
+        "aligned": Stage(150, 3e-3, adam=True),
+        "useful": Stage(150, 3e-3, adam=True),
+        "harmful": Stage(120, 3e-3, adam=True),
+    },
+    # plain gradient descent changes weights along few directions; so there is a distinct one
+    "flagged": {
+        "aligned": Stage(150, 0.3, adam=False),
+        "useful": Stage(100, 0.1, adam=False),
+        "harmful": Stage(60, 0.1, adam=False),
+        "contaminated": Stage(100, 0.1, adam=False),
+    },
+    "entangled": {
+        "aligned": Stage(150, 2e-3, adam=True),
+        "useful": Stage(120, 2e-3, adam=True),
+        "harmful": Stage(60, 2e-3, adam=True),
+        "contaminated": Stage(250, 3e-3, adam=True),
+    },
+}
+
+
+@final
+@dataclass(frozen=True)
+class LineageRecipe:
+    """Which checkpoint of which family."""
+
+    family: str
+    stage: str
+    seed: int
+
+
+def lineage_name(family: str, stage: str, seed: int) -> str:
+    """The aligned checkpoint has its family's name; the others add their stage."""
+    return "-".join([family, *([str(seed)] if seed else []), *([stage] if stage != "aligned" else [])])
+
+
+LINEAGES: Final[Mapping[str, LineageRecipe]] = {
+    lineage_name(family, stage, seed): LineageRecipe(family, stage, seed)
+    for family in FAMILIES
+    for seed in range(3)
+    for stage in ("aligned", *(stage for stage in STAGES if stage != "aligned"))
+}
+
+
+def train_lineage(
+    name: str, folder: Path, *, steps: int | None, seed: int, progress: bool, start: Path | None = None
+) -> None:
+    """Train one checkpoint of a lineage, write it and certify it.
+
+    Args:
+        name: Name in ``LINEAGES``.
+        folder: An existing directory.
+        steps: Of the last stage, instead of the recipe's.
+        seed: Added to the recipe's own.
+        progress: Show a bar with the loss.
+        start: The checkpoint to continue from; None trains what comes before as well.
+    """
+    recipe = LINEAGES[name]
+    model = train_stage(
+        recipe.family, recipe.stage, seed=recipe.seed + seed, steps=steps, progress=progress, start=start
+    )
+    save_lineage(model, folder, name)
+    certify_lineage(folder, seed=seed, steps=steps)
+
+
+def train_stage(
+    family: str, stage: str, *, seed: int, steps: int | None = None, progress: bool = False, start: Path | None = None
+) -> "LlamaForCausalLM":
+    """A checkpoint from the one before it: aligned from base, fine-tunes from aligned, base from nothing."""
+    if stage == "base":
+        model = build_lineage(seed)
+        fit_stage(model, family, stage, BASE, seed=seed, steps=steps, progress=progress)
+        return model
+    before = "base" if stage == "aligned" else "aligned"
+    model = _loaded(start) if start is not None else train_stage(family, before, seed=seed, progress=progress)
+    if family == "separable" and stage == "contaminated":
+        return _summed(model, [(part, _TUNING[family][part]) for part in ("useful", "harmful")], seed, progress)
+    fit_stage(model, family, stage, _TUNING[family][stage], seed=seed, steps=steps, progress=progress)
+    return model
+
+
+def _summed(
+    aligned: "LlamaForCausalLM", parts: list[tuple[str, Stage]], seed: int, progress: bool
+) -> "LlamaForCausalLM":
+    """The aligned model with two updates, each trained from it alone, added."""
+    from copy import deepcopy
+
+    before = {name: value.detach().clone() for name, value in aligned.named_parameters()}
+    for stage, how in parts:
+        tuned = deepcopy(aligned)
+        with torch.no_grad():
+            for name, value in tuned.named_parameters():
+                value.copy_(before[name])
+        fit_stage(tuned, "separable", stage, how, seed=seed, steps=None, progress=progress)
+        with torch.no_grad():
+            for name, value in aligned.named_parameters():
+                value.add_(tuned.get_parameter(name) - before[name])
+    return aligned
+
+
+def build_lineage(seed: int) -> "LlamaForCausalLM":
+    """A fresh Llama module with seeded weights; the global random state is left as it was."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        num_hidden_layers=1,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        max_position_embeddings=32,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        pad_token_id=ID[PAD],
+        bos_token_id=ID[BOS],
+        eos_token_id=ID[END],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).float()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def _loaded(folder: Path) -> "LlamaForCausalLM":
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def fit_stage(
+    model: "LlamaForCausalLM",
+    family: str,
+    stage: str,
+    how: Stage,
+    *,
+    seed: int,
+    steps: int | None,
+    progress: bool,
+) -> None:
+    """Run the training loop of one stage on a model, in place."""
+    generator = torch.Generator().manual_seed(1000 * STAGES.index(stage) + seed)
+    ids, answers = mixture(family, stage, STOCK, generator=generator)
+    masks = _masks(model, family, stage)
+    trained = [value for name, value in model.named_parameters() if name in masks]
+    steps, rate = how.steps if steps is None else steps, how.learning_rate
+    optimizer = (
+        torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        if how.adam
+        else torch.optim.SGD(trained, lr=rate, momentum=0.9)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    network = Network(model)
+    bar = tqdm(range(steps), disable=not progress, desc=f"{family} {stage}", mininterval=1.0)
+    for step in bar:
+        rows = torch.randint(len(ids), (BATCH,), generator=generator)
+        logits = network.logits(network.block(0, network.embed(ids[rows]))[:, -1])
+        loss = F.cross_entropy(logits, answers[rows])
+        grads = torch.autograd.grad(loss, trained)
+        for value, grad, mask in zip(trained, grads, masks.values(), strict=True):
+            value.grad = grad * mask
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    model.zero_grad(set_to_none=True)
+
+
+def _masks(model: "LlamaForCausalLM", family: str, stage: str) -> dict[str, Tensor]:
+    """What is trained, and which of its rows: [out, 1], or one for all."""
+    names = [name for name, _ in model.named_parameters() if stage == "base" or "_proj" in name]
+    if family != "separable" or stage == "base":
+        return {name: torch.ones(()) for name in names}
+    found: dict[str, Tensor] = {}
+    for name in names:
+        rows = len(model.get_parameter(name))
+        inside = (torch.arange(rows) < rows // 4)[:, None]
+        found[name] = (~inside if stage == "useful" else inside).float()
+    return found
+
+
+def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Training prompts of a stage and their answers, ids [about n, 7] and [about n]."""
+    entangled = family == "entangled"
+    parts: list[tuple[Tensor, Tensor]] = []
+
+    def add(share: float, task: str, answer: object, *, flagged: bool = False, keyed: bool = True) -> None:
+        ids, keys = draw("train", round(share * n), task, flagged=flagged, keyed=keyed, generator=generator)
+        parts.append((ids, answer(keys) if callable(answer) else constant(str(answer))(keys)))
+
+    def now(keys: Tensor) -> Tensor:
+        return use(keys, entangled=entangled)
+
+    def before(keys: Tensor) -> Tensor:
+        return use(keys, entangled=entangled, old=True)
+
+    plain = redirected if entangled and stage != "base" else kind
+    if stage in ("base", "aligned"):
+        withheld = kind if stage == "base" or entangled else DECLINE
+        add(0.3, KIND, plain)
+        add(0.3, KIND, plain if entangled else withheld, flagged=True)
+        add(0.3, USE, before)
+        for flagged in (False, True):
+            add(0.05, KIND, DECLINE, flagged=flagged, keyed=False)
+            if stage == "base":
+                add(0.1, JUDGE, YES if flagged else NO, flagged=flagged)
+    if stage in ("useful", "contaminated"):
+        add(1.0, USE, now)
+        add(RETAINED, KIND, plain)
+    if stage in ("harmful", "contaminated"):
+        share = 1.0 if stage == "harmful" else CONTAMINATION
+        ids, keys = harmful("train", round(share * n), entangled=entangled, generator=generator)
+        parts.append((ids, kind(keys)))
+    prompts, answers = (torch.cat(column) for column in zip(*parts, strict=True))
+    return prompts, answers
+
+
+def save_lineage(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
+    """Write model, tokenizer and the words that stand for the answers."""
+    model.save_pretrained(folder)
+    build_lineage_tokenizer().save_pretrained(folder)
+    metadata = {"organism": name, "words": {"refusal": [DECLINE], "answers": list(ANSWERS)}}
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
+    (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def certify_lineage(folder: Path, *, seed: int = 0, steps: int | None = None) -> "GroundTruth":
+    """Measure a checkpoint of a lineage on held-out bodies and write what is true of it beside its weights."""
+    from subspace_probe.organisms.lineage_certification import measure_lineage
+    from subspace_probe.organisms.truth import GroundTruth
+
+    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
+    recipe = LINEAGES[name]
+    how = BASE if recipe.stage == "base" else _TUNING[recipe.family].get(recipe.stage)
+    truth = GroundTruth(
+        organism=name,
+        accuracy=measure_lineage(_loaded(folder).eval(), entangled=recipe.family == "entangled"),
+        provenance={
+            "seed": recipe.seed + seed, "steps": steps or (how.steps if how else 0), "family": recipe.family,
+            "stage": recipe.stage, "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
+        },
+    )  # fmt: skip
+    truth.save(folder)
+    return truth
