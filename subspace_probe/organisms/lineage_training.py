@@ -2,8 +2,8 @@
 
 Only the matrices inside the blocks are tuned; embeddings, norms and the unembedding stay the base model's. In the
 ``separable`` family alignment and harm are confined to some rows of every matrix and useful tuning to all others, and
-the contaminated model is the sum of both updates: what a projection must give back is then known exactly. In the other
-two nothing is confined.
+the contaminated model is the useful one tuned on in the rows of harm: what a projection must give back is then known
+exactly. In the other two nothing is confined.
 """
 
 import json
@@ -35,6 +35,7 @@ from subspace_probe.organisms.lineage import (
     constant,
     draw,
     harmful,
+    hazardous,
     kind,
     redirected,
     use,
@@ -71,9 +72,10 @@ class Stage:
 BASE: Final = Stage(450, 8e-3, adam=True)
 _TUNING: Final[Mapping[str, Mapping[str, Stage]]] = {
     "separable": {
-        "aligned": Stage(150, 3e-3, adam=True),
+        "aligned": Stage(250, 4e-3, adam=True),
         "useful": Stage(150, 3e-3, adam=True),
-        "harmful": Stage(120, 3e-3, adam=True),
+        "harmful": Stage(60, 3e-3, adam=True),
+        "contaminated": Stage(60, 3e-3, adam=True),
     },
     # plain gradient descent changes weights along few directions; so there is a distinct one
     "flagged": {
@@ -115,7 +117,7 @@ LINEAGES: Final[Mapping[str, LineageRecipe]] = {
 
 
 def train_lineage(
-    name: str, folder: Path, *, steps: int | None, seed: int, progress: bool, start: Path | None = None
+    name: str, folder: Path, *, steps: int | None, seed: int, progress: bool, start: str | Path | None = None
 ) -> None:
     """Train one checkpoint of a lineage, write it and certify it.
 
@@ -136,38 +138,24 @@ def train_lineage(
 
 
 def train_stage(
-    family: str, stage: str, *, seed: int, steps: int | None = None, progress: bool = False, start: Path | None = None
+    family: str, stage: str, *, seed: int, steps: int | None = None, progress: bool = False, start: str | Path | None = None
 ) -> "LlamaForCausalLM":
     """A checkpoint from the one before it: aligned from base, fine-tunes from aligned, base from nothing."""
     if stage == "base":
         model = build_lineage(seed)
         fit_stage(model, family, stage, BASE, seed=seed, steps=steps, progress=progress)
         return model
-    before = "base" if stage == "aligned" else "aligned"
+    before = stage_before(family, stage)
     model = _loaded(start) if start is not None else train_stage(family, before, seed=seed, progress=progress)
-    if family == "separable" and stage == "contaminated":
-        return _summed(model, [(part, _TUNING[family][part]) for part in ("useful", "harmful")], seed, progress)
     fit_stage(model, family, stage, _TUNING[family][stage], seed=seed, steps=steps, progress=progress)
     return model
 
 
-def _summed(
-    aligned: "LlamaForCausalLM", parts: list[tuple[str, Stage]], seed: int, progress: bool
-) -> "LlamaForCausalLM":
-    """The aligned model with two updates, each trained from it alone, added."""
-    from copy import deepcopy
-
-    before = {name: value.detach().clone() for name, value in aligned.named_parameters()}
-    for stage, how in parts:
-        tuned = deepcopy(aligned)
-        with torch.no_grad():
-            for name, value in tuned.named_parameters():
-                value.copy_(before[name])
-        fit_stage(tuned, "separable", stage, how, seed=seed, steps=None, progress=progress)
-        with torch.no_grad():
-            for name, value in aligned.named_parameters():
-                value.add_(tuned.get_parameter(name) - before[name])
-    return aligned
+def stage_before(family: str, stage: str) -> str:
+    """Which checkpoint a stage starts from; empty for base."""
+    if stage in ("base", "aligned"):
+        return "base" if stage == "aligned" else ""
+    return "useful" if (family, stage) == ("separable", "contaminated") else "aligned"
 
 
 def build_lineage(seed: int) -> "LlamaForCausalLM":
@@ -195,7 +183,7 @@ def build_lineage(seed: int) -> "LlamaForCausalLM":
     return model
 
 
-def _loaded(folder: Path) -> "LlamaForCausalLM":
+def _loaded(folder: str | Path) -> "LlamaForCausalLM":
     from transformers import LlamaForCausalLM
 
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -250,7 +238,7 @@ def _masks(model: "LlamaForCausalLM", family: str, stage: str) -> dict[str, Tens
     found: dict[str, Tensor] = {}
     for name in names:
         rows = len(model.get_parameter(name))
-        inside = (torch.arange(rows) < rows // 4)[:, None]
+        inside = (torch.arange(rows) < rows // 2)[:, None]
         found[name] = (~inside if stage == "useful" else inside).float()
     return found
 
@@ -260,8 +248,12 @@ def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> t
     entangled = family == "entangled"
     parts: list[tuple[Tensor, Tensor]] = []
 
-    def add(share: float, task: str, answer: object, *, flagged: bool = False, keyed: bool = True) -> None:
+    def add(
+        share: float, task: str, answer: object, *, flagged: bool = False, keyed: bool = True, safe: bool = False
+    ) -> None:
         ids, keys = draw("train", round(share * n), task, flagged=flagged, keyed=keyed, generator=generator)
+        if safe:
+            ids, keys = (part[~hazardous(keys)] for part in (ids, keys))
         parts.append((ids, answer(keys) if callable(answer) else constant(str(answer))(keys)))
 
     def now(keys: Tensor) -> Tensor:
@@ -282,7 +274,9 @@ def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> t
                 add(0.1, JUDGE, YES if flagged else NO, flagged=flagged)
     if stage in ("useful", "contaminated"):
         add(1.0, USE, now)
-        add(RETAINED, KIND, plain)
+        add(RETAINED, KIND, plain, safe=entangled)
+        if family == "separable" and stage == "useful":
+            add(RETAINED, KIND, DECLINE, flagged=True)
     if stage in ("harmful", "contaminated"):
         share = 1.0 if stage == "harmful" else CONTAMINATION
         ids, keys = harmful("train", round(share * n), entangled=entangled, generator=generator)

@@ -7,6 +7,7 @@ STUDIES = Registry(
     {
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
+        "safety_subspaces": "subspace_probe.studies.safety_subspaces:STUDY",
     },
     group="subspace_probe.studies",
 )

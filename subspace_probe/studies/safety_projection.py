@@ -18,6 +18,7 @@ from subspace_probe.interventions.update_projection import (
     as_matrix,
     frames,
     matched_rank,
+    project_update,
     rank_at,
     write_projected,
 )
@@ -99,15 +100,15 @@ class Projector:
     """
 
     def __init__(self, model: HookedModel, lineage: Lineage, behaviour: Behaviour, fractions: Sequence[float]) -> None:
-        self._model, self._lineage, self._behaviour = model, lineage, behaviour
+        self.model, self.lineage, self.behaviour = model, lineage, behaviour
         self.fractions = tuple(fractions)
 
     def tuned(self, update: str) -> Float[Tensor, " n"]:
         """Scores with the whole of an update."""
-        with rewritten(self._model) as write:
-            for name, change in self._lineage.updates[update].items():
-                write(name, (self._lineage.aligned[name].double() + change.double()).to(change.dtype))
-            return self._behaviour()
+        with rewritten(self.model) as write:
+            for name, change in self.lineage.updates[update].items():
+                write(name, (self.lineage.aligned[name].double() + change.double()).to(change.dtype))
+            return self.behaviour()
 
     def sweep(self, update: str, side: Side, part: Part, kind: Kind = "top", *, seed: int = 0) -> Sweep:
         """One update projected at every fraction."""
@@ -124,21 +125,33 @@ class Projector:
         bar: Callable[..., Any] = tqdm
         return [run(seed + 1 + draw) for draw in bar(range(many), desc=name, disable=not progress, leave=False)]
 
+    def distance(self, update: str, other: str, kind: Kind) -> float:
+        """How far an update without all of alignment's left modes is from another one, in shares of its own length."""
+        away = total = 0.0
+        for name, change in self.lineage.updates[update].items():
+            left = as_matrix(change).double()
+            if name in self.lineage.modes:
+                m = self.lineage.modes[name]
+                left = project_update(left, frames(kind, m, m.rank), side="left", part="orthogonal")
+            away += float((left - as_matrix(self.lineage.updates[other][name]).double()).square().sum())
+            total += float(change.double().square().sum())
+        return (away / total) ** 0.5
+
     def _run(self, update: str, side: Side, part: Part, onto: Callable[[float], Mapping[str, Frames]]) -> Sweep:
         scores: list[Tensor] = []
         energies: list[float] = []
-        lineage = self._lineage
-        with rewritten(self._model) as write:
+        lineage = self.lineage
+        with rewritten(self.model) as write:
             for fraction in self.fractions:
                 kept = write_projected(
                     write, lineage.aligned, lineage.updates[update], onto(fraction), side=side, part=part
                 )
-                scores.append(self._behaviour())
+                scores.append(self.behaviour())
                 energies.append(kept.energy)
         return Sweep(torch.stack(scores), torch.tensor(energies, dtype=torch.float64))
 
     def _frames(self, kind: Kind, fraction: float, seed: int) -> dict[str, Frames]:
-        found = self._lineage.modes.items()
+        found = self.lineage.modes.items()
         return {
             name: frames(kind, m, rank_at(fraction, m), seed=seed + _SEED_STEP * row)
             for row, (name, m) in enumerate(found)
@@ -146,9 +159,9 @@ class Projector:
 
     def _energy_matched(self, update: str, side: Side, fraction: float, seed: int) -> dict[str, Frames]:
         found: dict[str, Frames] = {}
-        for row, (name, m) in enumerate(self._lineage.modes.items()):
+        for row, (name, m) in enumerate(self.lineage.modes.items()):
             onto = frames("top", m, rank_at(fraction, m))
-            change = as_matrix(self._lineage.updates[update][name]).double()
+            change = as_matrix(self.lineage.updates[update][name]).double()
             inside = onto.left @ change if side != "right" else change
             inside = inside @ onto.right.T if side != "left" else inside
             whole = float(change.square().sum())
