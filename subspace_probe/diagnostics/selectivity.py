@@ -59,7 +59,9 @@ class Behaviour:
             )
         with_answer = sum(bool(prompt.answer) for prompt in harmful)
         if with_answer not in (0, len(harmful)):
-            raise DataError(f"{with_answer} of {len(harmful)} harmful prompts have an answer. Give it to all or to none.")
+            raise DataError(
+                f"{with_answer} of {len(harmful)} harmful prompts have an answer. Give it to all or to none."
+            )
         self._answered: Metric = Accuracy(model)
         self._refused = None if with_answer else refusal_score(model)
         self._batches: list[tuple[slice, TokenBatch]] = [

@@ -61,7 +61,9 @@ def frames(kind: Kind, modes: Modes, k: int, *, seed: int = 0) -> Frames:
     out, width = modes.left.shape[1], modes.right.shape[1]
     most = max(out, width) if kind == "random" else modes.rank
     if not 1 <= k <= most or kind not in get_args(Kind):
-        raise ConfigError(f"kind={kind!r} of rank {k} was asked for. The kinds are {get_args(Kind)}, ranks 1 to {most}.")
+        raise ConfigError(
+            f"kind={kind!r} of rank {k} was asked for. The kinds are {get_args(Kind)}, ranks 1 to {most}."
+        )
     if kind == "top":
         return Frames(modes.left[:k], modes.right[:k])
     generator = torch.Generator().manual_seed(seed)

@@ -100,7 +100,14 @@ def constant(word: str) -> Answer:
 
 
 def draw(
-    split: str, n: int, task: str, *, flagged: bool, generator: torch.Generator, hazard: bool = False, keyed: bool = True
+    split: str,
+    n: int,
+    task: str,
+    *,
+    flagged: bool,
+    generator: torch.Generator,
+    hazard: bool = False,
+    keyed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Prompts of one kind: ids [n, 7], and the numbers of their keys [n].
 

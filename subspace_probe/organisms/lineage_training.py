@@ -1,9 +1,14 @@
 """Training the lineages: one base model, its alignment, and three fine-tunes of the aligned one.
 
-Only the matrices inside the blocks are tuned; embeddings, norms and the unembedding stay the base model's. In the
-``separable`` family alignment and harm are confined to some rows of every matrix and useful tuning to all others, and
-the contaminated model is the useful one tuned on in the rows of harm: what a projection must give back is then known
-exactly. In the other two nothing is confined.
+Only the matrices inside the blocks are tuned; embeddings, norms and the unembedding stay the base model's.
+
+* ``separable``: alignment and harm are confined to half of the rows of every matrix and useful tuning to the others.
+  The contaminated model is the useful one tuned on in the rows of harm, so what a projection must give back is known
+  exactly.
+* ``flagged``: alignment is an update of low rank, as with adapters, and harm is tuned in along its output directions
+  again; useful tuning goes where it will. So a distinct subspace exists, without rows of its own. Left to itself,
+  harmful tuning leaves these directions, and no projection is reliably selective.
+* ``entangled``: nothing is confined.
 """
 
 import json
@@ -66,29 +71,31 @@ class Stage:
 
     steps: int
     learning_rate: float
-    adam: bool
+    rank: int = 0
+    """After every step the update of each matrix is cut to this rank; 0 for none."""
+    within: bool = False
+    """After every step the update is projected on the output directions of the alignment update."""
 
 
-BASE: Final = Stage(450, 8e-3, adam=True)
+BASE: Final = Stage(450, 8e-3)
 _TUNING: Final[Mapping[str, Mapping[str, Stage]]] = {
     "separable": {
-        "aligned": Stage(250, 4e-3, adam=True),
-        "useful": Stage(150, 3e-3, adam=True),
-        "harmful": Stage(60, 3e-3, adam=True),
-        "contaminated": Stage(60, 3e-3, adam=True),
+        "aligned": Stage(250, 4e-3),
+        "useful": Stage(150, 3e-3),
+        "harmful": Stage(60, 3e-3),
+        "contaminated": Stage(150, 4e-3),
     },
-    # plain gradient descent changes weights along few directions; so there is a distinct one
     "flagged": {
-        "aligned": Stage(150, 0.3, adam=False),
-        "useful": Stage(100, 0.1, adam=False),
-        "harmful": Stage(60, 0.1, adam=False),
-        "contaminated": Stage(100, 0.1, adam=False),
+        "aligned": Stage(250, 4e-3, rank=3),
+        "useful": Stage(150, 3e-3),
+        "harmful": Stage(60, 3e-3, within=True),
+        "contaminated": Stage(160, 4e-3, within=True),
     },
     "entangled": {
-        "aligned": Stage(150, 2e-3, adam=True),
-        "useful": Stage(120, 2e-3, adam=True),
-        "harmful": Stage(60, 2e-3, adam=True),
-        "contaminated": Stage(250, 3e-3, adam=True),
+        "aligned": Stage(150, 2e-3),
+        "useful": Stage(120, 2e-3),
+        "harmful": Stage(60, 2e-3),
+        "contaminated": Stage(250, 3e-3),
     },
 }
 
@@ -130,24 +137,37 @@ def train_lineage(
         start: The checkpoint to continue from; None trains what comes before as well.
     """
     recipe = LINEAGES[name]
-    model = train_stage(
-        recipe.family, recipe.stage, seed=recipe.seed + seed, steps=steps, progress=progress, start=start
-    )
+    known = {} if start is None else {stage_before(recipe.family, recipe.stage): _loaded(start)}
+    model = train_stage(recipe.family, recipe.stage, known, seed=recipe.seed + seed, steps=steps, progress=progress)
     save_lineage(model, folder, name)
     certify_lineage(folder, seed=seed, steps=steps)
 
 
 def train_stage(
-    family: str, stage: str, *, seed: int, steps: int | None = None, progress: bool = False, start: str | Path | None = None
+    family: str,
+    stage: str,
+    known: "dict[str, LlamaForCausalLM]",
+    *,
+    seed: int,
+    steps: int | None = None,
+    progress: bool = False,
 ) -> "LlamaForCausalLM":
-    """A checkpoint from the one before it: aligned from base, fine-tunes from aligned, base from nothing."""
+    """A checkpoint from the one before it; what is missing on the way is trained too, and kept in ``known``."""
+    from copy import deepcopy
+
+    if stage in known:
+        return known[stage]
     if stage == "base":
-        model = build_lineage(seed)
-        fit_stage(model, family, stage, BASE, seed=seed, steps=steps, progress=progress)
-        return model
-    before = stage_before(family, stage)
-    model = _loaded(start) if start is not None else train_stage(family, before, seed=seed, progress=progress)
-    fit_stage(model, family, stage, _TUNING[family][stage], seed=seed, steps=steps, progress=progress)
+        model, how = build_lineage(seed), BASE
+    else:
+        before = train_stage(family, stage_before(family, stage), known, seed=seed, progress=progress)
+        model, how = deepcopy(before), _TUNING[family][stage]
+    directions: dict[str, Tensor] = {}
+    if how.within:
+        base, aligned = (train_stage(family, part, known, seed=seed, progress=progress) for part in ("base", "aligned"))
+        directions = _directions(base, aligned, _TUNING[family]["aligned"].rank)
+    fit_stage(model, family, stage, how, directions, seed=seed, steps=steps, progress=progress)
+    known[stage] = model
     return model
 
 
@@ -155,7 +175,16 @@ def stage_before(family: str, stage: str) -> str:
     """Which checkpoint a stage starts from; empty for base."""
     if stage in ("base", "aligned"):
         return "base" if stage == "aligned" else ""
-    return "useful" if (family, stage) == ("separable", "contaminated") else "aligned"
+    return "aligned" if family == "entangled" or stage != "contaminated" else "useful"
+
+
+def _directions(base: "LlamaForCausalLM", aligned: "LlamaForCausalLM", rank: int) -> dict[str, Tensor]:
+    """Leading output directions of the alignment update of every matrix, orthonormal columns [out, rank]."""
+    return {
+        name: torch.linalg.svd((value - base.get_parameter(name)).detach())[0][:, :rank]
+        for name, value in aligned.named_parameters()
+        if "_proj" in name
+    }
 
 
 def build_lineage(seed: int) -> "LlamaForCausalLM":
@@ -194,6 +223,7 @@ def fit_stage(
     family: str,
     stage: str,
     how: Stage,
+    directions: Mapping[str, Tensor],
     *,
     seed: int,
     steps: int | None,
@@ -203,13 +233,10 @@ def fit_stage(
     generator = torch.Generator().manual_seed(1000 * STAGES.index(stage) + seed)
     ids, answers = mixture(family, stage, STOCK, generator=generator)
     masks = _masks(model, family, stage)
-    trained = [value for name, value in model.named_parameters() if name in masks]
+    trained = {name: value for name, value in model.named_parameters() if name in masks}
+    start = {name: value.detach().clone() for name, value in trained.items()}
     steps, rate = how.steps if steps is None else steps, how.learning_rate
-    optimizer = (
-        torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-        if how.adam
-        else torch.optim.SGD(trained, lr=rate, momentum=0.9)
-    )
+    optimizer = torch.optim.AdamW(trained.values(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
@@ -219,15 +246,30 @@ def fit_stage(
         rows = torch.randint(len(ids), (BATCH,), generator=generator)
         logits = network.logits(network.block(0, network.embed(ids[rows]))[:, -1])
         loss = F.cross_entropy(logits, answers[rows])
-        grads = torch.autograd.grad(loss, trained)
-        for value, grad, mask in zip(trained, grads, masks.values(), strict=True):
-            value.grad = grad * mask
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        grads = torch.autograd.grad(loss, list(trained.values()))
+        for (name, value), grad in zip(trained.items(), grads, strict=True):
+            value.grad = grad * masks[name]
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         schedule.step()
+        _confine(trained, start, how, directions)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _confine(
+    trained: Mapping[str, Tensor], start: Mapping[str, Tensor], how: Stage, directions: Mapping[str, Tensor]
+) -> None:
+    """Cut every update to its rank, or project it, in place."""
+    for name, value in trained.items():
+        update = value - start[name]
+        if how.rank:
+            left, singular, right = torch.linalg.svd(update, full_matrices=False)
+            value.copy_(start[name] + left[:, : how.rank] * singular[: how.rank] @ right[: how.rank])
+        if how.within:
+            value.copy_(start[name] + directions[name] @ (directions[name].T @ update))
 
 
 def _masks(model: "LlamaForCausalLM", family: str, stage: str) -> dict[str, Tensor]:
@@ -275,7 +317,7 @@ def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> t
     if stage in ("useful", "contaminated"):
         add(1.0, USE, now)
         add(RETAINED, KIND, plain, safe=entangled)
-        if family == "separable" and stage == "useful":
+        if not entangled and stage == "useful":
             add(RETAINED, KIND, DECLINE, flagged=True)
     if stage in ("harmful", "contaminated"):
         share = 1.0 if stage == "harmful" else CONTAMINATION

@@ -9,7 +9,7 @@ from torch import Tensor
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.intervals import range_of
-from subspace_probe.core.sites import Site, resid_post
+from subspace_probe.core.sites import Site
 from subspace_probe.diagnostics.mode_overlap import activation_overlap, mode_overlap, planted_overlap
 from subspace_probe.interventions.update_projection import as_matrix
 from subspace_probe.linalg.modes import Modes, modes
@@ -19,7 +19,7 @@ from subspace_probe.models.hooked import HookedModel
 from subspace_probe.studies.safety_projection import Lineage
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-_RESAMPLED = 40
+_RESAMPLED = 20
 _SIMILAR = 0.1
 """Half-width, about chance, of an overlap that counts as none."""
 
@@ -47,16 +47,16 @@ def weight_findings(lineage: Lineage, config: Settings) -> tuple[list[Finding], 
         for share in sorted({*SHARES, config.share}):
             each = [mode_overlap(*pair, share) for pair in both]
             value, chance = (float(torch.tensor(v).double().mean()) for v in zip(*[(o.value, o.chance) for o in each]))  # noqa: B905
-            rows.append({"pair": f"{a}, {b}", "share": share, "overlap": value, "chance": chance, "matrices": len(each)})
+            rows.append(
+                {"pair": f"{a}, {b}", "share": share, "overlap": value, "chance": chance, "matrices": len(each)}
+            )
             if share == config.share:
                 findings.append(_weights_finding(a, b, [o.value for o in each], both, config))
     return findings, rows
 
 
 def _spectra(lineage: Lineage, update: str) -> dict[str, Modes]:
-    found = {
-        name: modes(as_matrix(change)) for name, change in lineage.updates[update].items() if change.ndim > 1
-    }
+    found = {name: modes(as_matrix(change)) for name, change in lineage.updates[update].items() if change.ndim > 1}
     return {name: spectrum for name, spectrum in found.items() if spectrum is not None}
 
 
@@ -82,7 +82,7 @@ def activation_findings(
     model: HookedModel, lineage: Lineage, test: Contrast, config: Settings
 ) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Overlap of what useful and harmful prompts vary along, at the last token of a late layer, in every checkpoint."""
-    site = resid_post(int(0.65 * model.spec.n_layers))
+    site = Site(int(0.65 * model.spec.n_layers))
     rows: list[dict[str, Any]] = []
     findings: list[Finding] = []
     for stage in ("aligned", *("base" if update == "alignment" else update for update in lineage.updates)):
@@ -98,7 +98,9 @@ def activation_findings(
             ", a mean artefact" if found.mean_artefact else ""
         )
         claim = f"{stage}: useful and harmful prompts vary along the same directions"
-        finding = Finding(f"overlap.activations.{stage}", claim, found.centred.value, spread, null, len(test), note=note)
+        finding = Finding(
+            f"overlap.activations.{stage}", claim, found.centred.value, spread, null, len(test), note=note
+        )
         findings.append(finding.judged("above", margin=_SIMILAR, no_effect=found.centred.chance))
         rows.append(
             {
@@ -110,9 +112,7 @@ def activation_findings(
     return findings, rows
 
 
-def _states(
-    model: HookedModel, lineage: Lineage, stage: str, test: Contrast, site: Site
-) -> tuple[Tensor, Tensor]:
+def _states(model: HookedModel, lineage: Lineage, stage: str, test: Contrast, site: Site) -> tuple[Tensor, Tensor]:
     with rewritten(model) as write:
         if stage != "aligned":
             sign, update = (-1.0, "alignment") if stage == "base" else (1.0, stage)
@@ -158,4 +158,3 @@ def planted_findings(config: Settings) -> list[Finding]:
             expected=Expectation(above=0.5),
         ),
     ]
-

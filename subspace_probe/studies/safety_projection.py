@@ -69,7 +69,9 @@ class Lineage:
                     matrix = as_matrix(-change)
                     if (spectrum := modes(matrix, max(1, round(most * min(matrix.shape))))) is not None:
                         spectra[name] = spectrum
-                found["alignment" if stage == "base" else stage][name] = (-change if stage == "base" else change).float()
+                found["alignment" if stage == "base" else stage][name] = (
+                    -change if stage == "base" else change
+                ).float()
         missing = {name for c in (aligned, *others.values()) for name in c.shapes} - set(names)
         return cls(before, found, spectra, tuple(sorted(missing)))
 
@@ -118,9 +120,7 @@ class Projector:
         """The same on random subspaces that hold as much of each weight's update as alignment's do."""
         return self._run(update, side, part, lambda fraction: self._energy_matched(update, side, fraction, seed))
 
-    def draws(
-        self, many: int, run: Callable[[int], Sweep], *, name: str, seed: int, progress: bool
-    ) -> list[Sweep]:
+    def draws(self, many: int, run: Callable[[int], Sweep], *, name: str, seed: int, progress: bool) -> list[Sweep]:
         """A control, drawn anew each time."""
         bar: Callable[..., Any] = tqdm
         return [run(seed + 1 + draw) for draw in bar(range(many), desc=name, disable=not progress, leave=False)]

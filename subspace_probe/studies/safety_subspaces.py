@@ -49,8 +49,8 @@ class Config:
     """The aligned model tuned on harmful data. Empty as above."""
     contaminated: str = ""
     """The aligned model tuned on a useful task with harmful data among it: what projections are to clean."""
-    side: Side = "right"
-    """Which singular vectors decide the verdict; all three are shown. The paper's code has left ones only."""
+    side: Side = "left"
+    """Which singular vectors decide the verdict; all three are shown. Left ones, as published."""
     fractions: tuple[float, ...] = (0.01, 0.25, 0.5, 0.75, 0.99)
     """Singular vectors to project on, as shares of the smaller side of each matrix. 1 takes all of them."""
     draws: int = 40
@@ -66,14 +66,10 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # thirty-seconds: the organisms' smaller side has 32
-    "tiny": {
-        "fractions": (0.03125, 0.0625, 0.125, 0.1875, 0.25, 0.5, 1.0),
-        "n_validation": 96,
-        "n_test": 160,
-    },
+    # 1, 2, 3, 6, 8 and 16 of the 32 that the organisms' smaller side has
+    "tiny": {"fractions": (0.03, 0.06, 0.1, 0.19, 0.25, 0.5), "n_validation": 48, "n_test": 120},
     "small": {"fractions": (0.01, 0.05, 0.1, 0.25), "n_validation": 64, "n_test": 128},
-    "paper": {"side": "left", "n_test": 520},
+    "paper": {"n_test": 520},
 }
 
 ABOUT: Mapping[str, str] = {
@@ -103,7 +99,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     began = time.monotonic()
     _check(config)
     checkpoints = companions(model, config)
-    lineage = Lineage.read(open_checkpoint(model), checkpoints, most=max(config.fractions))
+    lineage = Lineage.read(open_checkpoint(model), checkpoints, most=1.0 if _organism(model) else max(config.fractions))
     data = prompts_for(model, config, contrast)
     missing = _missing(checkpoints, data, lineage)
     findings: list[Finding] = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from subspace_probe.core.findings import Expectation, Finding
 from subspace_probe.core.intervals import mean_of
+from subspace_probe.interventions.update_projection import Kind
 from subspace_probe.organisms.lineage import family_of
 from subspace_probe.organisms.truth import GroundTruth
 from subspace_probe.studies.safety_projection import Projector
@@ -49,7 +50,8 @@ def known_findings(findings: Sequence[Finding], truth: GroundTruth | None, trial
 def useful_only(trials: Trials) -> list[Finding]:
     """With all of alignment's left modes taken out, the contaminated model is the useful one: exact by construction."""
     whole = Projector(trials.projector.model, trials.projector.lineage, trials.projector.behaviour, (1.0,))
-    away, control = (whole.distance("contaminated", "useful", kind) for kind in ("top", "random"))
+    kinds: tuple[Kind, ...] = ("top", "random")
+    away, control = (whole.distance("contaminated", "useful", kind) for kind in kinds)
     scores = whole.sweep("contaminated", "left", "orthogonal").scores[0]
     rows = trials.harmful & ~trials.validation
     change = (scores - trials.scores["useful"])[rows]
