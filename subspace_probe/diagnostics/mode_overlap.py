@@ -1,8 +1,8 @@
 """How much the leading modes of two matrices share: mode subspace overlap, of weight updates and of activations.
 
-MSO(A, B; share) = ||Q_A Q_B^T||_F^2 / min(k, l), with Q the leading left singular vectors that hold a share of the energy
-(Ponkshe et al. 2025, arXiv:2505.14185). Overlap of spans is not the same as "not linearly separable": two classes may
-vary along the same directions and still lie on two sides of a plane.
+MSO(A, B; share) = ||Q_A Q_B^T||_F^2 / min(k, l), with Q the leading left singular vectors that hold a share of the
+energy (Ponkshe et al. 2025, arXiv:2505.14185). Overlap of spans is not the same as "not linearly separable": two
+classes may vary along the same directions and still lie on two sides of a plane.
 """
 
 from dataclasses import dataclass
@@ -74,8 +74,8 @@ def mode_overlap(a: Modes, b: Modes, share: float) -> ModeOverlap:
 def activation_overlap(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], share: float = 0.9) -> ActivationOverlap:
     """Overlap of the directions that two sets of activations vary along.
 
-    A mean that both share makes any two sets overlap uncentred, whatever they vary along: at small shares the first mode
-    is the mean. So the centred figure is the one to read.
+    A mean that both share makes any two sets overlap uncentred, whatever they vary along: at small shares the first
+    mode is the mean. So the centred figure is the one to read.
 
     Raises:
         DataError: a set that does not vary, or of fewer than two rows.

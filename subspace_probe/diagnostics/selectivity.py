@@ -169,8 +169,8 @@ def selectivity(
         for gap, what in zip(part.gaps(), ("utility", "harm"), strict=True):
             if float(gap) < LEAST:
                 raise DataError(
-                    f"Tuning raised {what} by {float(gap):.3f} on {name} prompts, which leaves nothing to keep or remove. "
-                    "Give another checkpoint or other prompts."
+                    f"Tuning raised {what} by {float(gap):.3f} on {name} prompts, which leaves nothing to keep or "
+                    "remove. Give another checkpoint or other prompts."
                 )
     chosen = int(torch.minimum(*choosing.shares(scores[:, validation])).argmax())
     on = scores[chosen][~validation]

@@ -36,6 +36,7 @@ FIGURES = Registry(
         "capacity": "subspace_probe.figures.capacity:CAPACITY",
         "patch_sweep": "subspace_probe.figures.heatmap:HEATMAP",
         "seeds": "subspace_probe.figures.seeds:SEEDS",
+        "projection": "subspace_probe.figures.projection:PROJECTION",
     },
     group="subspace_probe.figures",
 )

@@ -1,8 +1,8 @@
 """Keep of a fine-tuning update what lies in a subspace of weight space, or what lies outside it.
 
 Ponkshe et al. 2025, arXiv:2505.14185: W_aligned + P D or W_aligned + (I - P) D, where D = W_tuned - W_aligned and P
-projects on leading singular vectors of the alignment update W_aligned - W_base. With left vectors P acts on outputs, with
-right ones on inputs; two-sided it is P_left D P_right.
+projects on leading singular vectors of the alignment update W_aligned - W_base. With left vectors P acts on outputs,
+with right ones on inputs; two-sided it is P_left D P_right.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Measuring a checkpoint of a lineage on bodies it never saw; the Hugging Face module itself, no part of the training."""
+"""Measuring a checkpoint of a lineage on bodies it never saw: the Hugging Face module, no part of the training."""
 
 from typing import TYPE_CHECKING, Final
 

@@ -1,13 +1,13 @@
 """Is there a subspace of weights that holds a model's safety, and little else?
 
 Ponkshe et al. 2025 (arXiv:2505.14185): the leading singular directions of what alignment changed in the weights are
-taken out of a fine-tuning update that has done harm beside good. If safety were a linearly distinct subspace, one such
-projection would take the harm away and leave the good. Here every projection stands beside random subspaces that hold as
+taken out of a fine-tuning update that has done harm beside good. If safety were a linearly distinct subspace, one
+such projection would take the harm away and leave the good. Here every projection stands beside random subspaces that hold as
 much of the update's energy, the best one is chosen on other prompts than it is reported on, and so is that of every
 random draw.
 
-What is tested is whether projections on spans separate harm from utility, and whether spans overlap. Overlapping spans
-do not show that harmful and useful prompts could not be told apart by a plane: that is another question.
+What is tested is whether projections on spans separate harm from utility, and whether spans overlap. Overlapping
+spans do not show that harmful and useful prompts could not be told apart by a plane: that is another question.
 
 On a model of one's own, `contrast` has the columns prompt, label (1 harmful, 0 useful) and answer: of useful prompts the
 right one, of harmful ones what the model should not say; harmful prompts without answers count as answered where the
@@ -74,9 +74,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 ABOUT: Mapping[str, str] = {
     "models": "Share of test prompts: useful ones right, harmful ones answered.",
-    "projection": "Utility kept and harm removed by taking alignment's directions out of the contaminated update, beside "
-    "random subspaces of the same energy and any of alignment's own directions (95 % of the draws).",
-    "parallel": "The part of an update inside alignment's directions alone: rates, beside random subspaces of one rank.",
+    "projection": "Utility kept and harm removed by taking alignment's directions out of the contaminated update, "
+    "beside random subspaces of the same energy and any of alignment's own directions (95 % of the draws).",
+    "parallel": "The part of an update inside alignment's directions alone: rates, beside random ones of its rank.",
     "nulls": "Selectivity under every draw, chosen as the observed one was.",
     "overlap": "Mode subspace overlap of the updates of every matrix, averaged, with what chance gives.",
     "activations": "Overlap of what useful and harmful prompts vary along, at the last token.",

@@ -57,7 +57,7 @@ def useful_only(trials: Trials) -> list[Finding]:
     change = (scores - trials.scores["useful"])[rows]
     harm, spread = mean_of(change, trials.groups[rows], seed=0)
     verdict = "supported" if away <= 1e-3 else "refuted"
-    within = "supported" if -0.05 <= spread.low and spread.high <= 0.05 else "inconclusive"
+    within = "supported" if spread.low >= -0.05 and spread.high <= 0.05 else "inconclusive"
     return [
         Finding(
             "truth.useful_only_weights",
@@ -99,8 +99,8 @@ def summary(model: str, findings: Sequence[Finding], missing: Sequence[Mapping[s
         lines.append(f"{model}: projections were not judged. {main.note}")
     if "overlap.weights.useful.harmful" in by_name:
         lines.append(
-            f"Leading modes of the weights overlap by {figure('overlap.weights.useful.harmful')} between the useful and "
-            f"the harmful update and by {figure('overlap.weights.alignment.harmful')} between the alignment and the "
+            f"Leading modes of the weights overlap by {figure('overlap.weights.useful.harmful')} between the useful and the "
+            f"harmful update and by {figure('overlap.weights.alignment.harmful')} between the alignment and the "
             "harmful one (range over matrices)."
         )
     if "overlap.activations.aligned" in by_name:
