@@ -168,7 +168,8 @@ def _selectivity_findings(
     best: dict[Side, Selectivity], drawn: dict[str, Tensor], tops: dict[Side, Sweep], trials: Trials, config: Settings
 ) -> list[Finding]:
     nulls = {kind: range_of(values, f"{len(values)} draws, {kind}") for kind, values in drawn.items()}
-    strictest = max(nulls.values(), key=lambda null: null.high)
+    # any of alignment's own directions may be all of them: shown, but no null of the verdict
+    strictest = nulls["random, same energy"]
     found: list[Finding] = []
     n = int((~trials.validation).sum())
     for side, chosen in best.items():
@@ -185,7 +186,7 @@ def _selectivity_findings(
             chosen.interval,
             strictest if main else None,
             n,
-            verdict_of(chosen, list(nulls.values())) if main else "unaudited",
+            verdict_of(chosen, [strictest]) if main else "unaudited",
             note=note,
         )
         found.append(finding)

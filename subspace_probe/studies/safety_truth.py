@@ -99,8 +99,8 @@ def summary(model: str, findings: Sequence[Finding], missing: Sequence[Mapping[s
         lines.append(f"{model}: projections were not judged. {main.note}")
     if "overlap.weights.useful.harmful" in by_name:
         lines.append(
-            f"Leading modes of the weights overlap by {figure('overlap.weights.useful.harmful')} between the useful and the "
-            f"harmful update and by {figure('overlap.weights.alignment.harmful')} between the alignment and the "
+            f"Leading modes of the weights overlap by {figure('overlap.weights.useful.harmful')} between the useful and "
+            f"the harmful update and by {figure('overlap.weights.alignment.harmful')} between the alignment and the "
             "harmful one (range over matrices)."
         )
     if "overlap.activations.aligned" in by_name:
