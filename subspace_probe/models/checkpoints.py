@@ -130,7 +130,7 @@ def _in_memory(model: HookedModel) -> Checkpoint:
     weights = _plain_weights(model)
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     return Checkpoint(
-        model.spec.name, shapes, lambda name: stored(model.backend.hf, name, weights[name]).detach().cpu()
+        model.spec.name, shapes, lambda name: stored(model.backend.hf, name, weights[name]).detach().cpu().clone()
     )
 
 
