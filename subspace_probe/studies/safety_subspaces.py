@@ -3,15 +3,15 @@
 Ponkshe et al. 2025 (arXiv:2505.14185): the leading singular directions of what alignment changed in the weights are
 taken out of a fine-tuning update that has done harm beside good. If safety were a linearly distinct subspace, one
 such projection would take the harm away and leave the good. Here every projection stands beside random subspaces that
-hold as much of the update's energy, the best one is chosen on other prompts than it is reported on, and so is that of every
-random draw.
+hold as much of the update's energy, the best one is chosen on other prompts than it is reported on, and so is that of
+every random draw.
 
 What is tested is whether projections on spans separate harm from utility, and whether spans overlap. Overlapping
 spans do not show that harmful and useful prompts could not be told apart by a plane: that is another question.
 
 On a model of one's own, `contrast` has the columns prompt, label (1 harmful, 0 useful) and answer: of useful prompts
-the right one, of harmful ones what the model should not say; harmful prompts without answers count as answered where the
-model does not refuse by its words for refusal. Without a contrast only the weights are compared.
+the right one, of harmful ones what the model should not say; harmful prompts without answers count as answered where
+the model does not refuse by its words for refusal. Without a contrast only the weights are compared.
 """
 
 import time

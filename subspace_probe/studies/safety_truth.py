@@ -99,7 +99,7 @@ def summary(model: str, findings: Sequence[Finding], missing: Sequence[Mapping[s
         lines.append(f"{model}: projections were not judged. {main.note}")
     if "overlap.weights.useful.harmful" in by_name:
         lines.append(
-            f"Leading modes of the weights overlap by {figure('overlap.weights.useful.harmful')} between the useful and "
+            f"Leading weight modes overlap by {figure('overlap.weights.useful.harmful')} between the useful and "
             f"the harmful update and by {figure('overlap.weights.alignment.harmful')} between the alignment and the "
             "harmful one (range over matrices)."
         )
