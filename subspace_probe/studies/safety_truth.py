@@ -16,13 +16,12 @@ from subspace_probe.studies.safety_trials import DISTINCT, ENTANGLED, Trials
 _EXPECTED: Mapping[str, Mapping[str, Expectation]] = {
     "separable": {
         "selectivity": Expectation(above=DISTINCT),
-        "selectivity.above_random": Expectation(above=0.3),
+        "selectivity.above_random": Expectation(above=0.0),
         "overlap.weights.useful.harmful": Expectation(below=0.02),
-        "overlap.weights.alignment.harmful": Expectation(above=0.5),
     },
     "flagged": {
         "selectivity": Expectation(above=DISTINCT),
-        "selectivity.above_random": Expectation(above=0.3),
+        "selectivity.above_random": Expectation(above=0.0),
     },
     "entangled": {
         "selectivity": Expectation(below=ENTANGLED),
