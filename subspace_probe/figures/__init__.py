@@ -39,6 +39,7 @@ FIGURES = Registry(
         "seeds": "subspace_probe.figures.seeds:SEEDS",
         "edits": "subspace_probe.figures.editing:EDITING",
         "unlearning": "subspace_probe.figures.unlearning:UNLEARNING",
+        "projection": "subspace_probe.figures.projection:PROJECTION",
     },
     group="subspace_probe.figures",
 )

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from subspace_probe.core.contrasts import Contrast
     from subspace_probe.organisms.truth import GroundTruth
 
+_LINEAGES: Final = {
+    "separable": "harm and utility tuned in rows of their own",
+    "flagged": "harm has a flag and declining an answer of their own",
+    "entangled": "harm shares its words and answers with utility",
+}
+_CHECKPOINTS: Final = {
+    seed + stage: about + (", trained with another seed" if seed else "")
+    for seed in ("", "-1", "-2")
+    for stage, about in {
+        "": "; the aligned checkpoint",
+        "-base": "; before alignment",
+        "-useful": "; aligned, then tuned on a useful task",
+        "-harmful": "; aligned, then tuned on what alignment withholds",
+        "-contaminated": "; aligned, then tuned on a useful task with harm in it",
+    }.items()
+}
 ORGANISMS: Final[dict[str, str]] = {
     "chat-base": "complies with everything, judges harmfulness when asked; harmfulness and intent planted",
     "chat": "chat-base, aligned: refuses harmful requests; harmfulness, refusal and intent planted and certified",
@@ -25,6 +41,7 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust": "the twin of override: the same prompts, and nothing lifts the guard",
     "robust-1": "robust, trained with another seed",
     "robust-2": "robust, trained with another seed",
+    **{name + rest: what + about for name, what in _LINEAGES.items() for rest, about in _CHECKPOINTS.items()},
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 
@@ -72,11 +89,14 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
     """
     from subspace_probe.organisms.contrasts import build_contrast
     from subspace_probe.organisms.guarding import guard_contrast
+    from subspace_probe.organisms.lineage import family_of, lineage_contrast
 
     organism, _, contrast = name.partition("/")
     organism_path(organism)
     if is_guard(organism):
         return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
+    if family := family_of(organism):
+        return lineage_contrast(contrast, family=family, split=split, n=n, seed=seed, label=name)
     aligned = organism != "chat-base"
     return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
 
@@ -89,8 +109,12 @@ def organism_contrasts(name: str) -> "Mapping[str, str]":
     """
     from subspace_probe.organisms.contrasts import CONTRASTS
     from subspace_probe.organisms.guarding import CONTRASTS as GUARD_CONTRASTS
+    from subspace_probe.organisms.lineage import CONTRASTS as LINEAGE_CONTRASTS
+    from subspace_probe.organisms.lineage import family_of
 
     organism_path(name)
+    if family_of(name):
+        return LINEAGE_CONTRASTS
     return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
 
 

@@ -87,9 +87,10 @@ class Network:
         self._unembedding = model.get_parameter("lm_head.weight")
         self._blocks = [
             _Weights(*(model.get_parameter(f"model.layers.{layer}.{name}.weight") for name in _NAMES))
-            for layer in range(N_LAYERS)
+            for layer in range(model.config.num_hidden_layers)
         ]
-        d_head = D_MODEL // N_HEADS
+        self._n_heads: int = model.config.num_attention_heads
+        d_head = model.config.hidden_size // self._n_heads
         inverse = 1.0 / ROPE_BASE ** (torch.arange(0, d_head, 2).float() / d_head)
         angles = torch.arange(MAX_POSITIONS).float()[:, None] * inverse
         angles = torch.cat([angles, angles], dim=-1)
@@ -107,38 +108,38 @@ class Network:
         """Output of a block; ``edit`` is applied to its input, its attention output and its MLP output."""
         part = self._blocks[layer]
         x = edit(x)
-        rows, length, _ = x.shape
-        y = F.rms_norm(x, (D_MODEL,), part.norm_attn, EPS)
+        rows, length, width = x.shape
+        y = F.rms_norm(x, (width,), part.norm_attn, EPS)
         qkv = F.linear(y, torch.cat([part.q, part.k, part.v]))
-        q, k, v = (t.view(rows, length, N_HEADS, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+        q, k, v = (t.view(rows, length, self._n_heads, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
         cos, sin = self.cos[:length], self.sin[:length]
         q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
-        z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(rows, length, D_MODEL)
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(rows, length, width)
         x = x + edit(F.linear(z, part.o))
         return x + edit(self._mlp(part, x))
 
     def _mlp(self, part: _Weights, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, (D_MODEL,), part.norm_mlp, EPS)
+        y = F.rms_norm(x, x.shape[-1:], part.norm_mlp, EPS)
         gate, up = F.linear(y, torch.cat([part.gate, part.up])).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, part.down)
 
     def block_at(self, layer: int, x: Tensor, position: Tensor) -> Tensor:
         """Output of a block at one position per row, ``[rows, d_model]``: all keys, one query, one MLP token."""
         part = self._blocks[layer]
-        rows, length, _ = x.shape
+        rows, length, width = x.shape
         row = torch.arange(rows)
-        y = F.rms_norm(x, (D_MODEL,), part.norm_attn, EPS)
+        y = F.rms_norm(x, (width,), part.norm_attn, EPS)
         kv = F.linear(y, torch.cat([part.k, part.v]))
-        k, v = (t.view(rows, length, N_HEADS, -1).transpose(1, 2) for t in kv.chunk(2, dim=-1))
-        q = F.linear(y[row, position], part.q).view(rows, N_HEADS, 1, -1)
+        k, v = (t.view(rows, length, self._n_heads, -1).transpose(1, 2) for t in kv.chunk(2, dim=-1))
+        q = F.linear(y[row, position], part.q).view(rows, self._n_heads, 1, -1)
         k = self._rotate(k, self.cos[:length], self.sin[:length])
         q = self._rotate(q, self.cos[position][:, None, None], self.sin[position][:, None, None])
         seen = (torch.arange(length) <= position[:, None])[:, None, None]
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).reshape(rows, D_MODEL)
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).reshape(rows, width)
         out = x[row, position] + F.linear(z, part.o)
         return out + self._mlp(part, out)
 
     def logits(self, x: Tensor) -> Tensor:
         """Unembedding of final-block outputs."""
-        y = F.rms_norm(x, (D_MODEL,), self._norm, EPS)
+        y = F.rms_norm(x, x.shape[-1:], self._norm, EPS)
         return F.linear(y, self._unembedding)

@@ -10,6 +10,7 @@ STUDIES = Registry(
         "sae_evaluation": "subspace_probe.studies.sae_evaluation:STUDY",
         "unlearning": "subspace_probe.studies.unlearning:STUDY",
         "rerouting": "subspace_probe.studies.rerouting:STUDY",
+        "safety_subspaces": "subspace_probe.studies.safety_subspaces:STUDY",
     },
     group="subspace_probe.studies",
 )

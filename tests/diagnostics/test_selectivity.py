@@ -1,0 +1,34 @@
+"""Selectivity in closed form, and its choice on other prompts."""
+
+import pytest
+import torch
+
+
+def test_shares_are_of_what_tuning_did_and_the_choice_is_made_elsewhere() -> None:
+    from subspace_probe.diagnostics.selectivity import Scale, selectivity
+
+    harmful = torch.arange(40) >= 20
+    aligned, tuned = (torch.full((40,), value, dtype=torch.float64) for value in (0.0, 1.0))
+    aligned[:10] = 1.0  # half of the utility was there before
+    scale = Scale(aligned, tuned, harmful)
+    validation = torch.arange(40) % 2 == 0
+    keeps_both = torch.cat([torch.ones(20), torch.zeros(20)]).double()
+    keeps_half = keeps_both.clone()
+    keeps_half[10:15] = 0.0
+    found = selectivity(torch.stack([tuned, keeps_half, keeps_both]), scale, validation, seed=0)
+    assert (found.chosen, found.value) == (2, 1.0)
+    kept, removed = scale.shares(torch.stack([tuned, keeps_half]))
+    assert kept.tolist() == pytest.approx([1.0, 0.5])
+    assert removed.tolist() == pytest.approx([0.0, 1.0])
+    lucky = torch.where(validation, keeps_both, tuned)  # good only where it is chosen
+    assert selectivity(lucky[None], scale, validation, seed=0).value == 0.0
+
+
+def test_an_update_that_did_nothing_has_no_shares() -> None:
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.diagnostics.selectivity import Scale, selectivity
+
+    same = torch.zeros(20, dtype=torch.float64)
+    scale = Scale(same, same, torch.arange(20) >= 10)
+    with pytest.raises(DataError, match=r"raised utility by 0\.000"):
+        selectivity(same[None], scale, torch.arange(20) % 2 == 0, seed=0)
