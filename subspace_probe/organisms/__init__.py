@@ -25,6 +25,9 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust": "the twin of override: the same prompts, and nothing lifts the guard",
     "robust-1": "robust, trained with another seed",
     "robust-2": "robust, trained with another seed",
+    "ioi": "indirect object identification: the position of the repeated name is planted where heads ask; facts too",
+    "ioi-1": "ioi, trained with another seed",
+    "ioi-2": "ioi, trained with another seed",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 
@@ -72,11 +75,14 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
     """
     from subspace_probe.organisms.contrasts import build_contrast
     from subspace_probe.organisms.guarding import guard_contrast
+    from subspace_probe.organisms.naming import naming_contrast
 
     organism, _, contrast = name.partition("/")
     organism_path(organism)
     if is_guard(organism):
         return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
+    if is_naming(organism):
+        return naming_contrast(contrast, split=split, n=n, seed=seed, label=name)
     aligned = organism != "chat-base"
     return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
 
@@ -89,11 +95,19 @@ def organism_contrasts(name: str) -> "Mapping[str, str]":
     """
     from subspace_probe.organisms.contrasts import CONTRASTS
     from subspace_probe.organisms.guarding import CONTRASTS as GUARD_CONTRASTS
+    from subspace_probe.organisms.naming import CONTRASTS as NAMING_CONTRASTS
 
     organism_path(name)
+    if is_naming(name):
+        return NAMING_CONTRASTS
     return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
 
 
 def is_guard(name: str) -> bool:
     """Whether an organism speaks the language of ``guarding`` rather than that of ``grammar``."""
     return name.partition("-")[0] in ("override", "robust")
+
+
+def is_naming(name: str) -> bool:
+    """Whether an organism speaks the language of ``naming``."""
+    return name.partition("-")[0] == "ioi"

@@ -24,6 +24,7 @@ from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
 from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
+from subspace_probe.organisms.naming_training import NAMING, certify_naming, train_naming
 from subspace_probe.organisms.network import N_LAYERS, Network, build_model
 from subspace_probe.organisms.planting import Planter, planted_vectors
 from subspace_probe.organisms.probing import Probe
@@ -122,8 +123,8 @@ def train(
         ConfigError: fewer than one step.
         StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
-    if name not in RECIPES and name not in GUARDS:
-        raise unknown("organism", name, (*RECIPES, *GUARDS))
+    if name not in RECIPES and name not in GUARDS and name not in NAMING:
+        raise unknown("organism", name, (*RECIPES, *GUARDS, *NAMING))
     if steps is not None and steps < 1:
         raise ConfigError(
             f"{steps} training steps were asked for. At least 1 is needed; leave it out for the recipe's."
@@ -133,6 +134,9 @@ def train(
     with atomic_folder(folder) as partial, _threads(N_THREADS):
         if name in GUARDS:
             train_guard(name, partial, steps=steps, seed=seed, progress=progress)
+            return folder
+        if name in NAMING:
+            train_naming(name, partial, steps=steps, seed=seed, progress=progress)
             return folder
         recipe = RECIPES[name]
         model = _initial(recipe, seed, start)
@@ -237,6 +241,9 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
     if name in GUARDS:
         with _threads(N_THREADS):
             return certify_guard(folder, seed=seed, steps=steps)
+    if name in NAMING:
+        with _threads(N_THREADS):
+            return certify_naming(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
     from transformers import LlamaForCausalLM
 
