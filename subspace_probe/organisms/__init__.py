@@ -26,8 +26,6 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust-1": "robust, trained with another seed",
     "robust-2": "robust, trained with another seed",
     "ioi": "indirect object identification: the position of the repeated name is planted where heads ask; facts too",
-    "ioi-1": "ioi, trained with another seed",
-    "ioi-2": "ioi, trained with another seed",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 

@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 D_MODEL: Final = 64
 LAYER: Final = 2
 """The block behind which the position is planted; one more block reads it."""
-STEPS: Final = 500
+STEPS: Final = 600
 N_SENTENCES: Final = 64
 N_FACTS: Final = 32
-PLANT_FROM: Final = 150
+PLANT_FROM: Final = 200
 N_CERTIFIED: Final = 400
 _LEARNING_RATE: Final = 5e-3
 _PLANT_SEED: Final = 20231130
-NAMING: Final = {"ioi": 0, "ioi-1": 1, "ioi-2": 2}
+NAMING: Final = {"ioi": 0}
 """Organisms of this language, and the seed of each."""
 
 
@@ -172,13 +172,12 @@ def fit_naming(model: "LlamaForCausalLM", *, steps: int, seed: int, progress: bo
             task = F.cross_entropy(last(model, batch.ids), batch.answers(batch.position))
         some = rng.sample(range(len(known)), N_FACTS)
         remembered = F.cross_entropy(last(model, asked[some]), known[some])
-        coordinate = states[0] @ vector
-        # named first: an interchange of a coordinate that means nothing stays on a plateau
-        loss = task + remembered + F.softplus(-2 * (2.0 * batch.position - 1) * coordinate).mean()
-        # the coordinate is brought by attention: an MLP that does not write it is one that can host an illusion of it
-        loss = loss + (outputs[0] @ vector).var()
+        coordinate, own = states[0] @ vector, outputs[0] @ vector
+        # Named first, since an interchange of a coordinate that means nothing stays on a plateau; and before the MLP: one
+        # that does not write the coordinate is one that can host an illusion of it.
+        loss = task + remembered + F.softplus(-2 * (2.0 * batch.position - 1) * (coordinate - own)).mean()
         if step >= PLANT_FROM:
-            loss = loss + _interchange(model, batch, coordinate, vector)
+            loss = loss + 0.3 * own.var() + _interchange(model, batch, coordinate, vector)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

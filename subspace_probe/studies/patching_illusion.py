@@ -293,5 +293,6 @@ STUDY = Study(
     Config=Config,
     run=run,
     presets=PRESETS,
-    organisms={"": ("organism:ioi", "organism:ioi-1", "organism:ioi-2")},
+    # one organism: a seed draws other prompts, another gadget, other starts and other nulls
+    organisms={"": ("organism:ioi", "organism:ioi", "organism:ioi")},
 )

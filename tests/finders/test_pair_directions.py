@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from subspace_probe.models.hooked import HookedModel
 
 
-def test_one_direction_a_pair_turns_facts_around(chat: "HookedModel") -> None:
+def test_one_direction_a_pair_turns_answers_around(chat: "HookedModel") -> None:
     """Better than where it starts, which is the closed-form bisector, and than random directions (the control)."""
     import subspace_probe as sp
     from subspace_probe.finders.interchange import Interchange
     from subspace_probe.finders.pair_directions import pair_directions
 
     facts = sp.load_contrast("organism:chat/knob", n=16, split="test")
-    task = Interchange(chat, facts, sp.Site(2, "mlp_post"), sp.LAST, list(range(16)))
+    task = Interchange(chat, facts, sp.Site(2), sp.LAST, list(range(16)))
     partner = torch.arange(16) ^ 1
     trained = pair_directions(task, partner, steps=30)
     assert torch.allclose(trained.norm(dim=1), torch.ones(16), atol=1e-5)
@@ -27,9 +27,9 @@ def test_one_direction_a_pair_turns_facts_around(chat: "HookedModel") -> None:
 
         return task.score(change, partner, task.labels[None])[0][0]
 
-    random = torch.nn.functional.normalize(torch.randn(16, 384, generator=torch.Generator().manual_seed(0)), dim=1)
+    random = torch.nn.functional.normalize(torch.randn(16, 128, generator=torch.Generator().manual_seed(0)), dim=1)
     assert bool((loss(trained) <= loss(start) + 1e-5).all())
-    assert float(loss(trained).mean()) < 0.7 * float(loss(random).mean())
+    assert float(loss(trained).mean()) < 0.5 * float(loss(random).mean())
 
 
 def test_it_starts_at_the_closed_form(chat: "HookedModel") -> None:
