@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 D_MODEL: Final = 64
 LAYER: Final = 2
 """The block behind which the position is planted; one more block reads it."""
-STEPS: Final = 600
+STEPS: Final = 720
 N_SENTENCES: Final = 64
 N_FACTS: Final = 32
 PLANT_FROM: Final = 200
+QUIET_FROM: Final = 320
+"""Step from which the MLP behind which the position is planted must not write it."""
 N_CERTIFIED: Final = 400
 _LEARNING_RATE: Final = 5e-3
-_PLANT_SEED: Final = 20231130
+_PLANT_SEED: Final = 7
 NAMING: Final = {"ioi": 0}
 """Organisms of this language, and the seed of each."""
 
@@ -163,7 +165,7 @@ def fit_naming(model: "LlamaForCausalLM", *, steps: int, seed: int, progress: bo
     rng, vector = random.Random(seed), planted_vector()
     asked, known = facts()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps * 5 // 4, pct_start=0.1)
     model.train()
     bar = tqdm(range(steps), disable=not progress, desc="train", mininterval=1.0)
     for step in bar:
@@ -173,11 +175,14 @@ def fit_naming(model: "LlamaForCausalLM", *, steps: int, seed: int, progress: bo
         some = rng.sample(range(len(known)), N_FACTS)
         remembered = F.cross_entropy(last(model, asked[some]), known[some])
         coordinate, own = states[0] @ vector, outputs[0] @ vector
-        # Named first, since an interchange of a coordinate that means nothing stays on a plateau; and before the MLP: one
-        # that does not write the coordinate is one that can host an illusion of it.
-        loss = task + remembered + F.softplus(-2 * (2.0 * batch.position - 1) * (coordinate - own)).mean()
+        # named first: an interchange of a coordinate that means nothing stays on a plateau
+        loss = task + remembered + F.softplus(-2 * (2.0 * batch.position - 1) * coordinate).mean()
         if step >= PLANT_FROM:
-            loss = loss + 0.3 * own.var() + _interchange(model, batch, coordinate, vector)
+            loss = loss + _interchange(model, batch, coordinate, vector)
+        if step >= QUIET_FROM:
+            # an MLP that leaves the coordinate to attention is one that can host an illusion of it
+            attended = F.softplus(-2 * (2.0 * batch.position - 1) * (coordinate - own)).mean()
+            loss = loss + attended + min(1.0, (step - QUIET_FROM) / 100) * own.var()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

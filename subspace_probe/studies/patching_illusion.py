@@ -227,7 +227,7 @@ def _directions(
     model: HookedModel, train: Contrast, site: Site, where: Where, config: Config, progress: bool
 ) -> dict[str, Subspace]:
     """One direction a method, all of rank one."""
-    das = DAS(steps=config.steps, restarts=config.restarts, same=0.0, controls=("labels",), seed=config.seed)
+    das = DAS(steps=config.steps, restarts=config.restarts, same=0.0, controls=(), seed=config.seed)
     acts = model.capture(train, sites=site, where=where)
     return {
         "DAS": das.fit(model, train, site, where, progress=progress),
@@ -245,8 +245,15 @@ def _examined(model: HookedModel, subspace: Subspace, test: Contrast, config: Co
     patch = Patch(Source.of(model.capture(clean, sites=site, where=where)), where, subspace)
     checks = (RandomControls(config.draws), *CHECKS)
     return examine(
-        model, patch, corrupt, "logit_difference", checks=checks, natural=test, seed=config.seed, progress=progress
-    ).report
+        model,
+        patch,
+        corrupt,
+        "logit_difference",
+        checks=checks,
+        natural=test,
+        seed=config.seed + 1000,
+        progress=progress,
+    ).report  # seeds of draws are away from that of the organism's own planted vector
 
 
 def _facts(model: HookedModel, config: Config, progress: bool) -> tuple[list[Finding], list[dict[str, Any]]]:
