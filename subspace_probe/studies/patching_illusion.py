@@ -73,6 +73,8 @@ class Config:
     """Random starts of DAS beside the linearised one; the best by training loss counts."""
     least_share: float = 0.1
     """A head is named if it carries at least so much of the logit difference to the logits, past all others."""
+    most_heads: int = 3
+    """At most so many heads are named, the strongest; three, as published. All heads together would see everything."""
     draws: int = 40
     """Random directions behind each null; 39 are the fewest that a verdict can rest on."""
     facts: str = ""
@@ -129,7 +131,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     train, test = _prompts(model, config, contrast)
     mlp, stream, where = *_sites(model, config), Where.parse(config.where)
     planted, gadget = _planted(model, config, train, mlp, where)
-    movers = fetching_heads(planted, train, stream, where, config.least_share, seed=config.seed)
+    movers = fetching_heads(planted, train, stream, where, config.least_share, config.most_heads, config.seed)
     found = {site: _directions(planted, train, site, where, config, progress) for site in (mlp, stream)}
     exams = {
         name: _examined(planted, found[site]["DAS"], test, config, progress)

@@ -234,10 +234,12 @@ class Movers:
     Attributes:
         shares: by head, per prompt.
         least: from which share on a head is named.
+        most: so many are named at most.
     """
 
     shares: Mapping[Site, Float[Tensor, " n"]]
     least: float
+    most: int
     groups: tuple[int, ...]
     seed: int
 
@@ -245,7 +247,7 @@ class Movers:
     def named(self) -> list[Site]:
         """The heads that are named, strongest first."""
         means = {site: float(values.mean()) for site, values in self.shares.items()}
-        return sorted((s for s in means if means[s] >= self.least), key=lambda s: -means[s])
+        return sorted((s for s in means if means[s] >= self.least), key=lambda s: -means[s])[: self.most]
 
     def findings(self, known: bool) -> list[Finding]:
         """What the named heads carry together, beside all others."""
@@ -274,7 +276,7 @@ class Movers:
 
 
 def fetching_heads(
-    model: HookedModel, train: Contrast, stream: Site, where: Where, least: float, *, seed: int
+    model: HookedModel, train: Contrast, stream: Site, where: Where, least: float, most: int, seed: int
 ) -> Movers:
     """Effect of every head behind a state on the logits and by no other head, by path patching from the partner.
 
@@ -291,7 +293,7 @@ def fetching_heads(
     clean = outcomes(model, source.prompts, [None], [metric])[0, 0]
     values = outcomes(model, base.prompts, [None, *paths], [metric])[0]
     found = shares(values[1:] - values[0], clean - values[0])
-    return Movers(dict(zip(heads, found, strict=True)), least, base.groups, seed)
+    return Movers(dict(zip(heads, found, strict=True)), least, most, base.groups, seed)
 
 
 def query_space(model: HookedModel, stream: Site, heads: Sequence[Site]) -> ReadSpace:
@@ -317,7 +319,7 @@ def query_space(model: HookedModel, stream: Site, heads: Sequence[Site]) -> Read
         found.append(rows[head.head * size : (head.head + 1) * size])
     space = row_space(torch.cat(found))
     if space.rank >= d_model:
-        raise ConfigError(f"The queries of {len(heads)} heads see all of the stream. Raise least_share.")
+        raise ConfigError(f"The queries of {len(heads)} heads see all of the stream. Lower most_heads.")
     return ReadSpace(f"the queries of {', '.join(head.short for head in heads)}", space, exact=False)
 
 
