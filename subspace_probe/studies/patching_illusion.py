@@ -61,6 +61,8 @@ class Config:
     """MLP whose hidden units are searched, as `L8.mlp_post`. Empty: the organism's, with a gadget planted there."""
     residual: str = ""
     """State of the residual stream that is searched, as `L8.resid_post`. Empty: where the organism's variable is."""
+    kappa: float = 2.5
+    """Strength of the gadget planted into an organism: what an exchange along it writes, in gaps between the classes."""
     where: str = "last"
     """Token at which states are exchanged."""
     n_train: int = 256
@@ -133,6 +135,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     planted, gadget = _planted(model, config, train, mlp, where)
     movers = fetching_heads(planted, train, stream, where, config.least_share, config.most_heads, config.seed)
     found = {site: _directions(planted, train, site, where, config, progress) for site in (mlp, stream)}
+    if gadget is not None:
+        found[mlp]["planted"] = gadget.direction
     exams = {
         name: _examined(planted, found[site]["DAS"], test, config, progress)
         for name, site in {"mlp": mlp, "residual": stream}.items()
@@ -221,7 +225,7 @@ def _planted(
     """An organism with a gadget in its MLP, which then hosts an illusion; any other model as it is."""
     if not organism_of(model):
         return model, None
-    changed, gadget = plant_gadget(model, train, mlp.layer, where, seed=config.seed)
+    changed, gadget = plant_gadget(model, train, mlp.layer, where, kappa=config.kappa, seed=config.seed)
     return changed, gadget
 
 

@@ -334,7 +334,8 @@ def gradient_direction(model: HookedModel, train: Contrast, site: Site, where: W
 # --------------------------------------------------------------------------------------------------------- findings
 def mlp_findings(effects: Effects, known: bool) -> list[Finding]:
     """Of the MLP: the direction acts, its read part does not, and the whole does nothing."""
-    some = Expectation(above=0.3) if known else None
+    some = Expectation(above=0.2) if known else None
+    planted = ["mlp.planted.fldd"] if "planted" in effects.fldd else []
     none = Expectation(above=-NOTHING, below=NOTHING) if known else None
     return [
         effects.effect("mlp.das.fldd", "DAS", expected=some),
@@ -346,6 +347,7 @@ def mlp_findings(effects: Effects, known: bool) -> list[Finding]:
         effects.absence("mlp.component.fldd", "whole state", expected=none),
         effects.effect("mlp.mean_difference.fldd", "mean difference"),
         effects.effect("mlp.gradient.fldd", "gradient"),
+        *(effects.effect(name, "planted", expected=Expectation(above=1.0)) for name in planted),
     ]  # fmt: skip
 
 
