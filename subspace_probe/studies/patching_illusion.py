@@ -62,7 +62,7 @@ class Config:
     residual: str = ""
     """State of the residual stream that is searched, as `L8.resid_post`. Empty: where the organism's variable is."""
     kappa: float = 2.5
-    """Strength of the gadget planted into an organism: what an exchange along it writes, in gaps between the classes."""
+    """Strength of the gadget planted into an organism: what an exchange along it writes, in class gaps."""
     where: str = "last"
     """Token at which states are exchanged."""
     n_train: int = 256
