@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
+import torch
+
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding
@@ -29,11 +31,13 @@ from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.data import load_contrast
 from subspace_probe.diagnostics.auditing import examine
+from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.diagnostics.random_controls import RandomControls
 from subspace_probe.finders.das import DAS
 from subspace_probe.finders.mean_difference import MeanDifference
 from subspace_probe.interventions.patch import Patch
 from subspace_probe.interventions.sources import Source
+from subspace_probe.metrics import metric_for
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms import is_naming, load_truth, organism_contrast
 from subspace_probe.organisms.gadgets import Gadget, plant_gadget
@@ -43,7 +47,6 @@ from subspace_probe.studies.patching_illusion_tables import (
     before,
     fetching_heads,
     gadget_finding,
-    gradient_direction,
     mlp_findings,
     query_space,
     stream_findings,
@@ -240,6 +243,14 @@ def _directions(
         "mean difference": MeanDifference(null_draws=0).fit(acts, acts.sites[0]),
         "gradient": gradient_direction(model, train, site, where),
     }
+
+
+def gradient_direction(model: HookedModel, train: Contrast, site: Site, where: Where) -> Subspace:
+    """The mean gradient of the logit difference, from base to source, of both sides of the pairs."""
+    pairs = Natural(model, train, site, where, metric_for("logit_difference", model), pairs=len(train))
+    sign = torch.where(pairs.row_labels == 1, -1.0, 1.0)
+    mean = (pairs.path_gradients * sign[:, None]).double().mean(0)
+    return Subspace.span(mean / mean.norm(), site=site, where=where, notes={"finder": "gradient"})
 
 
 def _examined(model: HookedModel, subspace: Subspace, test: Contrast, config: Config, progress: bool) -> Report:

@@ -323,14 +323,6 @@ def query_space(model: HookedModel, stream: Site, heads: Sequence[Site]) -> Read
     return ReadSpace(f"the queries of {', '.join(head.short for head in heads)}", space, exact=False)
 
 
-def gradient_direction(model: HookedModel, train: Contrast, site: Site, where: Where) -> Subspace:
-    """The mean gradient of the logit difference, from base to source, of both sides of the pairs."""
-    pairs = Natural(model, train, site, where, metric_for("logit_difference", model), pairs=len(train))
-    sign = torch.where(pairs.row_labels == 1, -1.0, 1.0)
-    mean = (pairs.path_gradients * sign[:, None]).double().mean(0)
-    return Subspace.span(mean / mean.norm(), site=site, where=where, notes={"finder": "gradient"})
-
-
 # --------------------------------------------------------------------------------------------------------- findings
 def mlp_findings(effects: Effects, known: bool) -> list[Finding]:
     """Of the MLP: the direction acts, its read part does not, and the whole does nothing."""
