@@ -42,6 +42,7 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust-1": "robust, trained with another seed",
     "robust-2": "robust, trained with another seed",
     **{name + rest: what + about for name, what in _LINEAGES.items() for rest, about in _CHECKPOINTS.items()},
+    "ioi": "indirect object identification: the position of the repeated name is planted where heads ask; facts too",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 
@@ -90,6 +91,7 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
     from subspace_probe.organisms.contrasts import build_contrast
     from subspace_probe.organisms.guarding import guard_contrast
     from subspace_probe.organisms.lineage import family_of, lineage_contrast
+    from subspace_probe.organisms.naming import naming_contrast
 
     organism, _, contrast = name.partition("/")
     organism_path(organism)
@@ -97,6 +99,8 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
         return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
     if family := family_of(organism):
         return lineage_contrast(contrast, family=family, split=split, n=n, seed=seed, label=name)
+    if is_naming(organism):
+        return naming_contrast(contrast, split=split, n=n, seed=seed, label=name)
     aligned = organism != "chat-base"
     return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
 
@@ -115,9 +119,19 @@ def organism_contrasts(name: str) -> "Mapping[str, str]":
     organism_path(name)
     if family_of(name):
         return LINEAGE_CONTRASTS
+    from subspace_probe.organisms.naming import CONTRASTS as NAMING_CONTRASTS
+
+    organism_path(name)
+    if is_naming(name):
+        return NAMING_CONTRASTS
     return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
 
 
 def is_guard(name: str) -> bool:
     """Whether an organism speaks the language of ``guarding`` rather than that of ``grammar``."""
     return name.partition("-")[0] in ("override", "robust")
+
+
+def is_naming(name: str) -> bool:
+    """Whether an organism speaks the language of ``naming``."""
+    return name.partition("-")[0] == "ioi"

@@ -25,6 +25,7 @@ from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
 from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
 from subspace_probe.organisms.lineage_training import LINEAGES, certify_lineage, train_lineage
+from subspace_probe.organisms.naming_training import NAMING, certify_naming, train_naming
 from subspace_probe.organisms.network import N_LAYERS, Network, build_model
 from subspace_probe.organisms.planting import Planter, planted_vectors
 from subspace_probe.organisms.probing import Probe
@@ -123,7 +124,7 @@ def train(
         ConfigError: fewer than one step.
         StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
-    if name not in (known := (*RECIPES, *GUARDS, *LINEAGES)):
+    if name not in (known := (*RECIPES, *GUARDS, *LINEAGES, *NAMING)):
         raise unknown("organism", name, known)
     if steps is not None and steps < 1:
         raise ConfigError(
@@ -137,6 +138,8 @@ def train(
             return folder
         if name in LINEAGES:
             train_lineage(name, partial, steps=steps, seed=seed, progress=progress, start=start)
+        if name in NAMING:
+            train_naming(name, partial, steps=steps, seed=seed, progress=progress)
             return folder
         recipe = RECIPES[name]
         model = _initial(recipe, seed, start)
@@ -244,6 +247,9 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
     if name in LINEAGES:
         with _threads(N_THREADS):
             return certify_lineage(folder, seed=seed, steps=steps)
+    if name in NAMING:
+        with _threads(N_THREADS):
+            return certify_naming(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
     from transformers import LlamaForCausalLM
 

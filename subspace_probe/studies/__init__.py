@@ -6,6 +6,7 @@ STUDIES = Registry(
     "study",
     {
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
+        "patching_illusion": "subspace_probe.studies.patching_illusion:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
         "sae_evaluation": "subspace_probe.studies.sae_evaluation:STUDY",
         "unlearning": "subspace_probe.studies.unlearning:STUDY",
