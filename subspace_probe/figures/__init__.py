@@ -36,6 +36,8 @@ FIGURES = Registry(
         "capacity": "subspace_probe.figures.capacity:CAPACITY",
         "patch_sweep": "subspace_probe.figures.heatmap:HEATMAP",
         "seeds": "subspace_probe.figures.seeds:SEEDS",
+        "knob_layers": "subspace_probe.figures.knob:KNOB_LAYERS",
+        "knob_variants": "subspace_probe.figures.knob:KNOB_VARIANTS",
     },
     group="subspace_probe.figures",
 )

@@ -25,6 +25,15 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust": "the twin of override: the same prompts, and nothing lifts the guard",
     "robust-1": "robust, trained with another seed",
     "robust-2": "robust, trained with another seed",
+    "knob": "answers from a note or from memory as the last word says: tuned, always heeds an instruction",
+    "knob-1": "knob, trained with another seed",
+    "knob-2": "knob, trained with another seed",
+    "knob-base": "what knob was tuned from: heeds the intent a little",
+    "knob-base-1": "knob-base, trained with another seed",
+    "knob-base-2": "knob-base, trained with another seed",
+    "early": "knob with one more token behind the intent, which is taken up before the last token",
+    "early-1": "early, trained with another seed",
+    "early-2": "early, trained with another seed",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
 
@@ -72,11 +81,14 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
     """
     from subspace_probe.organisms.contrasts import build_contrast
     from subspace_probe.organisms.guarding import guard_contrast
+    from subspace_probe.organisms.knob_language import knob_contrast
 
     organism, _, contrast = name.partition("/")
     organism_path(organism)
     if is_guard(organism):
         return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
+    if is_knob(organism):
+        return knob_contrast(contrast, split=split, n=n, seed=seed, label=name)
     aligned = organism != "chat-base"
     return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
 
@@ -89,11 +101,19 @@ def organism_contrasts(name: str) -> "Mapping[str, str]":
     """
     from subspace_probe.organisms.contrasts import CONTRASTS
     from subspace_probe.organisms.guarding import CONTRASTS as GUARD_CONTRASTS
+    from subspace_probe.organisms.knob_language import CONTRASTS as KNOB_CONTRASTS
 
     organism_path(name)
+    if is_knob(name):
+        return KNOB_CONTRASTS
     return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
 
 
 def is_guard(name: str) -> bool:
     """Whether an organism speaks the language of ``guarding`` rather than that of ``grammar``."""
     return name.partition("-")[0] in ("override", "robust")
+
+
+def is_knob(name: str) -> bool:
+    """Whether an organism speaks the language of ``knob_language``."""
+    return name.partition("-")[0] in ("knob", "early")

@@ -24,6 +24,7 @@ from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
 from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
+from subspace_probe.organisms.knob_training import KNOBS, base_of_knob, certify_knob, train_knob
 from subspace_probe.organisms.network import N_LAYERS, Network, build_model
 from subspace_probe.organisms.planting import Planter, planted_vectors
 from subspace_probe.organisms.probing import Probe
@@ -109,10 +110,10 @@ def train(
         name: Name in ``ORGANISMS``.
         out: Directory to write; made where it does not exist.
         steps: Steps of the main phase instead of the recipe's, for trying things out.
-        seed: Of the weights, the prompts and the pairs; guard organisms add it to the number in their name.
+        seed: Of the weights, the prompts and the pairs; guard and knob organisms add it to the number in their name.
         progress: Show a bar with the loss.
-        start: Weights to continue from, instead of the bundled organism that the recipe names. Guard organisms start
-            afresh.
+        start: Weights to continue from, instead of the bundled organism that the recipe names. Guard organisms
+            and bases start afresh.
 
     Returns:
         The directory.
@@ -122,8 +123,8 @@ def train(
         ConfigError: fewer than one step.
         StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
-    if name not in RECIPES and name not in GUARDS:
-        raise unknown("organism", name, (*RECIPES, *GUARDS))
+    if name not in RECIPES and name not in GUARDS and name not in KNOBS:
+        raise unknown("organism", name, (*RECIPES, *GUARDS, *KNOBS))
     if steps is not None and steps < 1:
         raise ConfigError(
             f"{steps} training steps were asked for. At least 1 is needed; leave it out for the recipe's."
@@ -133,6 +134,10 @@ def train(
     with atomic_folder(folder) as partial, _threads(N_THREADS):
         if name in GUARDS:
             train_guard(name, partial, steps=steps, seed=seed, progress=progress)
+            return folder
+        if name in KNOBS:
+            first = None if (base := base_of_knob(name)) == name else Path(start or WEIGHTS / base)
+            train_knob(name, partial, steps=steps, seed=seed, start=first, progress=progress)
             return folder
         recipe = RECIPES[name]
         model = _initial(recipe, seed, start)
@@ -237,6 +242,9 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
     if name in GUARDS:
         with _threads(N_THREADS):
             return certify_guard(folder, seed=seed, steps=steps)
+    if name in KNOBS:
+        with _threads(N_THREADS):
+            return certify_knob(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
     from transformers import LlamaForCausalLM
 
