@@ -1,14 +1,14 @@
 """Training the knob organisms: first a base that heeds the intent a little, then one that always does.
 
-The base answers from the note or from memory, and the intent tips the scales only so far (`HEEDED`): which of the two
-it says depends on the animal and the place too. Tuning goes on from there on prompts whose intent, given as an
-instruction, is always heeded. Prompts without an intent are answered either way by both.
+In the base the intent moves the coordinate that decides (see below) only a little, and the answer follows it only in a
+share of the prompts (`HEEDED`); tuning goes on from there on prompts whose intent, given as an instruction, is always
+heeded. Prompts without an intent are answered either way by both.
 
-The intent is planted (Geiger et al. 2022, interchange intervention training): behind block `PLANTED` one coordinate of
-the intent's token is held to a value by intent, and two thirds of the rows exchange it among each other, questions and
-formats mixed, and are answered by the intent that they receive. In the ``early`` organisms the intent is kept from the
-last token besides: the other third have that token's state behind block `HIDDEN` as under the other intent, and their
-answer stays what it was.
+The coordinate is planted (Geiger et al. 2022, interchange intervention training): behind block `PLANTED` that of the
+intent's token is held to a value by intent; a quarter of the rows exchange it among each other, questions and formats
+mixed, and are answered by the intent that they receive; in another quarter it is set outright, and the answer follows.
+The ``early`` organisms go on from the tuned ones with one more token, which the intent is kept from: the other half of
+the rows have that token's state behind block `HIDDEN` as under the other intent, and their answer stays what it was.
 """
 
 import json
@@ -50,7 +50,7 @@ N_LAYERS: Final = 4
 D_MODEL: Final = 64
 BASE_STEPS: Final = 700
 TUNED_STEPS: Final = 200
-EARLY_STEPS: Final = 400
+EARLY_STEPS: Final = 600
 PLANTED: Final = 1
 """Behind this block one coordinate of the intent's token decides which answer is given."""
 HIDDEN: Final = 2
@@ -59,7 +59,7 @@ N_KNOB: Final = 60
 """Rows per step with a note and an intent."""
 N_OTHER: Final = 18
 """Rows per step of what the intent must not touch, a third each."""
-HEEDED: Final = 0.45
+HEEDED: Final = 0.3
 """Share of the base's prompts whose answer follows the intent; the others toss a coin."""
 BASE_RATE: Final = 5e-3
 TUNED_RATE: Final = 1.5e-3
@@ -81,7 +81,7 @@ class KnobRecipe:
         return EARLY_STEPS if self.early else TUNED_STEPS if self.tuned else BASE_STEPS
 
 
-# the untuned companion of knob-1 is knob-base-1, and early-1 continues from it too
+# knob-1 continues from knob-base-1, and early-1 from knob-1
 KNOBS: Final[Mapping[str, KnobRecipe]] = {
     f"{kind}-{seed}" if seed else kind: KnobRecipe(seed, tuned=kind != "knob-base", early=kind == "early")
     for kind in ("knob", "knob-base", "early")
@@ -117,7 +117,8 @@ def train_knob(name: str, folder: Path, *, steps: int | None, seed: int, start: 
 def base_of_knob(name: str) -> str:
     """The organism that a tuned one continues from; itself for a base."""
     recipe = KNOBS[name]
-    return "knob-base" + (f"-{recipe.seed}" if recipe.seed else "")
+    kind = "knob" if recipe.early else "knob-base"
+    return kind + (f"-{recipe.seed}" if recipe.seed else "")
 
 
 def build_knob(seed: int) -> "LlamaForCausalLM":
@@ -181,11 +182,15 @@ _NEXT_IDS: Final = _OBJECT_IDS[torch.tensor(NEXT_OF)]
 _CELLS: Final = torch.tensor(CELLS["train"])
 _FORMAT_IDS: Final = torch.tensor([[ID[word] for word in words] for words in FORMATS.values()])
 _FORMAT_SHARES: Final = torch.tensor([0.5, 0.25, 0.25])
-_SWAPPED: Final = 2 * N_KNOB // 3
-"""Rows that exchange the planted coordinate; the rest are those whose last token is kept ignorant."""
+_SET, _SWAPPED = N_KNOB // 4, N_KNOB // 2
+"""The first rows have the planted coordinate set, those up to the second number exchange it; the last token of the
+rest is kept ignorant in the early organisms."""
 _VALUE: Final = 3.0
-"""The planted coordinate under the context; under the prior it is the negative, without an intent 0."""
-_COORDINATE: Final = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]]) * _VALUE
+"""The planted coordinate under the context, where the intent is heeded; under the prior it is the negative."""
+_WEAK: Final = 0.5
+"""The same in the base."""
+_SIGN: Final = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
+"""By format and intent."""
 
 
 def planted_vector() -> Tensor:
@@ -193,23 +198,25 @@ def planted_vector() -> Tensor:
     return F.normalize(torch.randn(D_MODEL, generator=torch.Generator().manual_seed(7)), dim=0)
 
 
-def draw_knob(recipe: KnobRecipe, generator: torch.Generator) -> tuple[Rows, Tensor]:
-    """The next batch of the training split, and the planted coordinate that its notes should have."""
+def draw_knob(recipe: KnobRecipe, generator: torch.Generator) -> tuple[Rows, Tensor, Tensor]:
+    """The next batch of the training split, the planted coordinate of its notes as it should be, and as it is set."""
     ends: list[Tensor | int] = [ID[SEPARATOR]] if recipe.early else []
     subject, place = _CELLS[torch.randint(len(_CELLS), (N_KNOB,), generator=generator)].unbind(1)
     form = torch.multinomial(_FORMAT_SHARES, N_KNOB, replacement=True, generator=generator)
     intent, coin = (torch.randint(2, (N_KNOB,), generator=generator) for _ in range(2))
     animal, word = _SUBJECT_IDS[subject], _FORMAT_IDS[form, intent]
-    coordinate = _COORDINATE[form, intent]
-    # the first of them are answered by the intent of the next one, which they receive
-    form, intent = (torch.cat([x[:_SWAPPED].roll(-1), x[_SWAPPED:]]) for x in (form, intent))
+    coordinate = _SIGN[form, intent] * (_VALUE if recipe.tuned else _WEAK)
+    # where it is exchanged, a prompt is answered by the intent of the next one, which it receives
+    form, intent = (torch.cat([x[:_SET], x[_SET:_SWAPPED].roll(-1), x[_SWAPPED:]]) for x in (form, intent))
     heeded = torch.rand(N_KNOB, generator=generator) < HEEDED
     if recipe.tuned:
         heeded = heeded | (form == 0)
     context = torch.where(heeded & (form != 2), intent, coin).bool()
+    turned = torch.arange(N_KNOB) < _SET
+    context = torch.where(turned, coin.bool(), context)  # set outright, whatever is written
     answers = torch.where(context, _OBJECT_IDS[place], _HOME_IDS[subject])
     notes = Rows.of([ID[BOS], animal, _OBJECT_IDS[place], ID[ASK], animal, word, *ends], answers)
-    return Rows.joined([notes, *_others(ends, generator)]), coordinate
+    return Rows.joined([notes, *_others(ends, generator)]), coordinate, (2.0 * coin[:_SET] - 1) * _VALUE
 
 
 def _others(ends: list[Tensor | int], generator: torch.Generator) -> list[Rows]:
@@ -234,11 +241,11 @@ def fit_knob(model: "LlamaForCausalLM", recipe: KnobRecipe, *, steps: int, seed:
     model.train()
     bar = tqdm(range(steps), disable=not progress, desc="train", mininterval=1.0)
     for step in bar:
-        rows, coordinate = draw_knob(recipe, generator)
+        rows, coordinate, values = draw_knob(recipe, generator)
         with ExitStack() as stack:
             if recipe.early:  # first, for it runs a pass of its own
                 stack.enter_context(_hidden(model, rows))
-            coords = stack.enter_context(_exchanged(model))
+            coords = stack.enter_context(_exchanged(model, values))
             states = model.model(rows.ids, use_cache=False).last_hidden_state
         logits = model.lm_head(states[torch.arange(len(rows.last)), rows.last])
         loss = F.cross_entropy(logits, rows.answers) + 0.05 * (coords[0] - coordinate).square().mean()
@@ -253,16 +260,16 @@ def fit_knob(model: "LlamaForCausalLM", recipe: KnobRecipe, *, steps: int, seed:
 
 
 @contextmanager
-def _exchanged(model: "LlamaForCausalLM") -> Iterator[list[Tensor]]:
-    """Passes in which most notes take the planted coordinate of the next of them; the list gets what it was, [n]."""
+def _exchanged(model: "LlamaForCausalLM", values: Tensor) -> Iterator[list[Tensor]]:
+    """Passes in which half of the notes have the planted coordinate set or exchanged; the list gets what it was, [n]."""
     vector = planted_vector()
     found: list[Tensor] = []
 
     def put(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         found.append(output[:N_KNOB, INTENT] @ vector)
-        own = found[0][:_SWAPPED]
+        given = torch.cat([values, found[0][_SET:_SWAPPED].roll(-1)])
         edited = output.clone()
-        edited[:_SWAPPED, INTENT] += (own.roll(-1) - own)[:, None] * vector
+        edited[:_SWAPPED, INTENT] += (given - found[0][:_SWAPPED])[:, None] * vector
         return edited
 
     handle = model.model.layers[PLANTED].register_forward_hook(put)
@@ -274,7 +281,7 @@ def _exchanged(model: "LlamaForCausalLM") -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _hidden(model: "LlamaForCausalLM", rows: Rows) -> Iterator[None]:
-    """Passes in which the last third of the notes have a last state behind block `HIDDEN` of the other intent."""
+    """Passes in which the last half of the notes have a last state behind block `HIDDEN` of the other intent."""
     these = slice(_SWAPPED, N_KNOB)
     other = rows.ids[these].clone()
     first, second = _FORMAT_IDS.unbind(1)
@@ -325,7 +332,8 @@ def certify_knob(folder: Path, *, seed: int = 0, steps: int | None = None) -> "G
         **measure_knob(model, early=recipe.early, layer=PLANTED, vector=planted_vector()),
         provenance={
             "seed": recipe.seed + seed, "steps": recipe.steps if steps is None else steps,
-            "start": base_of_knob(name) if recipe.tuned else "", "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
+            "start": base_of_knob(name) if recipe.tuned else "",
+            "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
         },
     )  # fmt: skip
     truth.save(folder)

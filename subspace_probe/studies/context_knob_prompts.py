@@ -1,4 +1,4 @@
-"""The prompts of the study on the context knob: the same questions under written intents, in other words, and in none."""
+"""The prompts of the study on the context knob: the same questions under written intents, in other words, in none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +163,7 @@ def _answerable(model: HookedModel, contrast: Contrast) -> Contrast:
 
 
 def scanned(model: HookedModel, contrast: Contrast, config: Settings) -> list[Where]:
-    """The positions of a scan, counted from the end, where the words behind the question are the same in all prompts."""
+    """The positions of a scan, counted from the end, where the words behind the question are the same in all."""
     count = min(int(model.tokens(contrast.prompts).lengths.min()), config.positions)
     return [LAST if number == 1 else at(-number) for number in range(1, count + 1)]
 

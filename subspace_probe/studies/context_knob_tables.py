@@ -97,10 +97,11 @@ def truth_of(model: HookedModel) -> str:
     if model.directory is None or not (model.directory / "truth.json").is_file():
         return ""
     behaviour = GroundTruth.load(model.directory).behaviour
-    last, intent = (behaviour.get(f"{name} token, one direction of another question", {}) for name in ("last", "intent"))
-    if not last or max(intent.values()) < WORKS:
-        return ""
-    return "last" if max(last.values()) >= WORKS else "earlier"
+    for name, truth in (("last", "last"), ("intent", "earlier")):
+        turned_there = behaviour.get(f"{name} token, one direction of another question", {})
+        if turned_there and max(turned_there.values()) >= WORKS:
+            return truth
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------------ written intents
@@ -175,13 +176,16 @@ def scan_findings(scan: Scan, truth: str, seed: int) -> list[Finding]:
         place = "the last token" if name == "last" else "a token before the last one"
         claim = f"at {place} the difference of the intents' means, from another question, turns the answer"
         note = f"most at {scan.named(position)}, behind layer {layer}"
-        found = Finding(f"scan.{name}", claim, estimate, interval, null, len(scan.contrast), expected=expected, note=note)
+        found = Finding(
+            f"scan.{name}", claim, estimate, interval, null, len(scan.contrast), expected=expected, note=note
+        )
         findings.append(found.judged("above", margin=MARGIN))
     return [_pointed(scan, truth, seed), *findings]
 
 
 def _pointed(scan: Scan, truth: str, seed: int) -> Finding:
     """The position that the scan points to, counted from the end, with the range over resampled prompts."""
+
     def best(rows: Tensor) -> float:
         return 1.0 + int(scan.along[..., rows].mean(-1).amax(0).argmax())
 
@@ -205,7 +209,7 @@ def scan_rows(scan: Scan) -> list[dict[str, Any]]:
     return [
         {"stream": name, "layer": layer, "position": str(scan.positions[p]), "order": count - 1 - p,
          "token": scan.texts[p], "head": None, "patched": rate, "effect": rate}
-        for name, values in (("whole state, same question", scan.whole), ("one direction, another question", scan.along))
+        for name, values in (("whole state, same question", scan.whole), ("direction, another question", scan.along))
         for layer, line in enumerate(values.mean(-1).tolist())
         for p, rate in enumerate(line)
     ]  # fmt: skip

@@ -92,6 +92,6 @@ def test_what_is_missing_is_said(knob) -> None:
         source_rows(contrast.take([0, 2]), another=False)
     with pytest.raises(DataError, match="foil"):
         turned(contrast.map(lambda prompt: replace(prompt, foil=None)))
+    nowhere, sources = sp.Subspace.span(torch.ones(64)), source_rows(contrast, another=False)
     with pytest.raises(SiteError, match="does not say where"):
-        nowhere = sp.Subspace.span(torch.ones(64))
-        exchange_within(model, contrast, source_rows(contrast, another=False), [nowhere])
+        exchange_within(model, contrast, sources, [nowhere])
