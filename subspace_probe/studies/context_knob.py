@@ -115,7 +115,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {"n_train": 256, "n_validation": 100, "n_test": 300, "most_layers": 4},
     "paper": {"n_train": 2048, "n_validation": 400, "n_test": 1000, "steps": 256, "readout": "identity"},
 }
-AUDITED = ("integrity", "exchange", "readable")
+AUDITED = ("integrity", "exchange", "containment", "readable")
 """The checks on the clamp, besides random directions; specificity is asked at both constants by the study itself."""
 
 
