@@ -261,7 +261,7 @@ def fit_knob(model: "LlamaForCausalLM", recipe: KnobRecipe, *, steps: int, seed:
 
 @contextmanager
 def _exchanged(model: "LlamaForCausalLM", values: Tensor) -> Iterator[list[Tensor]]:
-    """Passes in which half of the notes have the planted coordinate set or exchanged; the list gets what it was, [n]."""
+    """Passes in which half of the notes have the planted coordinate set or exchanged; yields what it was, [n]."""
     vector = planted_vector()
     found: list[Tensor] = []
 

@@ -111,7 +111,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "steps": 50,
         "restarts": 0,
         "shares": 5,
-    },  # fmt: skip
+    },
     "small": {"n_train": 256, "n_validation": 100, "n_test": 300, "most_layers": 4},
     "paper": {"n_train": 2048, "n_validation": 400, "n_test": 1000, "steps": 256, "readout": "identity"},
 }
