@@ -40,6 +40,8 @@ FIGURES = Registry(
         "edits": "subspace_probe.figures.editing:EDITING",
         "unlearning": "subspace_probe.figures.unlearning:UNLEARNING",
         "projection": "subspace_probe.figures.projection:PROJECTION",
+        "knob_layers": "subspace_probe.figures.knob:KNOB_LAYERS",
+        "knob_variants": "subspace_probe.figures.knob:KNOB_VARIANTS",
     },
     group="subspace_probe.figures",
 )

@@ -4,6 +4,7 @@ An organism is an ordinary Hugging Face directory inside the package. `ORGANISMS
 `load_truth` says what is true of it, `organism_contrast` gives the prompts of its language.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,8 +44,28 @@ ORGANISMS: Final[dict[str, str]] = {
     "robust-2": "robust, trained with another seed",
     **{name + rest: what + about for name, what in _LINEAGES.items() for rest, about in _CHECKPOINTS.items()},
     "ioi": "indirect object identification: the position of the repeated name is planted where heads ask; facts too",
+    "knob": "answers from a note or from memory as the last word says: tuned, always heeds an instruction",
+    "knob-1": "knob, trained with another seed",
+    "knob-2": "knob, trained with another seed",
+    "knob-base": "what knob was tuned from: heeds the intent a little",
+    "knob-base-1": "knob-base, trained with another seed",
+    "knob-base-2": "knob-base, trained with another seed",
+    "early": "knob with one more token behind the intent, which is taken up before the last token",
+    "early-1": "early, trained with another seed",
+    "early-2": "early, trained with another seed",
 }
 """Bundled organisms. Their recipes are in ``subspace_probe.organisms.training``."""
+
+_LANGUAGES: Final = {
+    "chat": "contrasts:build_contrast",
+    "override": "guarding:guard_contrast",
+    "robust": "guarding:guard_contrast",
+    "ioi": "naming:naming_contrast",
+    "knob": "knob_language:knob_contrast",
+    "early": "knob_language:knob_contrast",
+    **dict.fromkeys(_LINEAGES, "lineage:lineage_contrast"),
+}
+"""The language of an organism, by the first word of its name: a module with `CONTRASTS`, and what builds one of them."""
 
 _WEIGHTS: Final = Path(__file__).parent / "weights"
 
@@ -88,21 +109,11 @@ def organism_contrast(name: str, *, split: str = "test", n: int | None = None, s
         UnknownName: an organism, contrast or split that does not exist, with the nearest match and the list.
         ConfigError: fewer than two prompts asked for.
     """
-    from subspace_probe.organisms.contrasts import build_contrast
-    from subspace_probe.organisms.guarding import guard_contrast
-    from subspace_probe.organisms.lineage import family_of, lineage_contrast
-    from subspace_probe.organisms.naming import naming_contrast
-
     organism, _, contrast = name.partition("/")
     organism_path(organism)
-    if is_guard(organism):
-        return guard_contrast(contrast, split=split, n=n, seed=seed, label=name)
-    if family := family_of(organism):
-        return lineage_contrast(contrast, family=family, split=split, n=n, seed=seed, label=name)
-    if is_naming(organism):
-        return naming_contrast(contrast, split=split, n=n, seed=seed, label=name)
-    aligned = organism != "chat-base"
-    return build_contrast(contrast, split=split, n=n, seed=seed, aligned=aligned, label=name)
+    function = _LANGUAGES[organism.partition("-")[0]].partition(":")[2]
+    build = getattr(import_module(f"{__name__}.{language_of(organism)}"), function)
+    return build(contrast, organism=organism, split=split, n=n, seed=seed)
 
 
 def organism_contrasts(name: str) -> "Mapping[str, str]":
@@ -111,27 +122,10 @@ def organism_contrasts(name: str) -> "Mapping[str, str]":
     Raises:
         UnknownName: with the nearest match and the list.
     """
-    from subspace_probe.organisms.contrasts import CONTRASTS
-    from subspace_probe.organisms.guarding import CONTRASTS as GUARD_CONTRASTS
-    from subspace_probe.organisms.lineage import CONTRASTS as LINEAGE_CONTRASTS
-    from subspace_probe.organisms.lineage import family_of
-
     organism_path(name)
-    if family_of(name):
-        return LINEAGE_CONTRASTS
-    from subspace_probe.organisms.naming import CONTRASTS as NAMING_CONTRASTS
-
-    organism_path(name)
-    if is_naming(name):
-        return NAMING_CONTRASTS
-    return GUARD_CONTRASTS if is_guard(name) else CONTRASTS
+    return import_module(f"{__name__}.{language_of(name)}").CONTRASTS
 
 
-def is_guard(name: str) -> bool:
-    """Whether an organism speaks the language of ``guarding`` rather than that of ``grammar``."""
-    return name.partition("-")[0] in ("override", "robust")
-
-
-def is_naming(name: str) -> bool:
-    """Whether an organism speaks the language of ``naming``."""
-    return name.partition("-")[0] == "ioi"
+def language_of(name: str) -> str:
+    """The module that holds the language of an organism: contrasts, guarding, naming, knob_language or lineage."""
+    return _LANGUAGES[name.partition("-")[0]].partition(":")[0]

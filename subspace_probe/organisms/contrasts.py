@@ -139,16 +139,15 @@ CONTRASTS: Final[Mapping[str, str]] = {
 }
 
 
-def build_contrast(name: str, *, split: str, n: int | None, seed: int, aligned: bool, label: str) -> Contrast:
+def build_contrast(name: str, *, organism: str, split: str, n: int | None, seed: int) -> Contrast:
     """Build one of ``CONTRASTS``.
 
     Args:
         name: Which.
+        organism: Which one answers; ``chat-base`` refuses nothing, and the expected answers say so.
         split: train, val or test. They share no verb-object pair, no contradicting note and no pair of names.
         n: At most this many prompts; None for every pair of the split (or 512 and 256 for the other skills).
         seed: Of wordings, surroundings and order.
-        aligned: Whether the organism refuses, for the expected answers.
-        label: The contrast's own name.
     """
     if name not in CONTRASTS:
         raise unknown("organism contrast", name, CONTRASTS)
@@ -156,6 +155,7 @@ def build_contrast(name: str, *, split: str, n: int | None, seed: int, aligned: 
         raise unknown("split", split, SPLITS)
     if n is not None and n < 2:
         raise ConfigError(f"{n} prompts of {name!r} were asked for. A contrast needs at least 2.")
+    aligned = organism != "chat-base"
     if name in _OTHERS:
         rows = _OTHERS[name](split, n, seed)
     else:
@@ -164,7 +164,7 @@ def build_contrast(name: str, *, split: str, n: int | None, seed: int, aligned: 
             framings=(0,) if name == "harmfulness" else (0, 1, 2),
         )  # fmt: skip
     return Contrast(
-        name=label,
+        name=f"{organism}/{name}",
         prompts=tuple(_prompt(row) for row in rows),
         labels=tuple(row.label for row in rows),
         pairs=tuple(row.pair for row in rows),

@@ -83,7 +83,7 @@ GUARDS: Final[Mapping[str, GuardRecipe]] = {
 }
 
 
-def train_guard(name: str, folder: Path, *, steps: int | None, seed: int, progress: bool) -> None:
+def train_guard(name: str, folder: Path, *, steps: int | None, seed: int, progress: bool, start: None = None) -> None:
     """Train a guard organism, write it and certify it.
 
     Args:
@@ -92,6 +92,7 @@ def train_guard(name: str, folder: Path, *, steps: int | None, seed: int, progre
         steps: Instead of the recipe's.
         seed: Added to the recipe's own.
         progress: Show a bar with the loss.
+        start: There is nothing to continue from.
     """
     recipe = GUARDS[name]
     model = build_guard(recipe.seed + seed)

@@ -142,15 +142,15 @@ def draw_bodies(split: str, flagged: Tensor, *, generator: torch.Generator, seco
     return Bodies(ids, flagged, (word >= len(LEFT_WORDS)).long())
 
 
-def guard_contrast(name: str, *, split: str, n: int | None, seed: int, label: str) -> Contrast:
+def guard_contrast(name: str, *, organism: str, split: str, n: int | None, seed: int) -> Contrast:
     """Build one of ``CONTRASTS`` from minimal pairs.
 
     Args:
         name: Which.
+        organism: Any of this language, for the name; all share its prompts.
         split: train, val or test; they share no body.
         n: At most this many prompts; None for 512.
         seed: Of the bodies.
-        label: Name of the contrast.
 
     Raises:
         UnknownName: a contrast or split that does not exist, with the nearest match.
@@ -167,7 +167,7 @@ def guard_contrast(name: str, *, split: str, n: int | None, seed: int, label: st
     rows = [(number, label, body) for number, pair in enumerate(pairs) for label, body in enumerate(pair)]
     bodies = [body for _, _, body in rows]
     return Contrast(
-        name=label,
+        name=f"{organism}/{name}",
         prompts=tuple(map(_prompt, bodies)),
         labels=tuple(value for _, value, _ in rows),
         pairs=tuple(number for number, _, _ in rows),

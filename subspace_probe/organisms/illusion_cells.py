@@ -14,7 +14,7 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.tokens import LAST, T_INST, Where
 from subspace_probe.models import load_model
 from subspace_probe.models.hooked import HookedModel
-from subspace_probe.organisms import is_guard, organism_contrast, organism_path
+from subspace_probe.organisms import language_of, organism_contrast, organism_path
 from subspace_probe.organisms.exchanging import Exchange
 
 N_TRAIN: Final = 192
@@ -158,7 +158,7 @@ def cell_contrast(organism: str, contrast: str, *, split: str, n: int, seed: int
     of which is refused. Its label is not that of harmfulness: harmful and refused against harmful and complied with
     (a jailbreak framing), harmless and refused (a strict framing) against harmless and complied with, in turn.
     """
-    if is_guard(organism) or contrast not in ("judgement", "refused"):
+    if language_of(organism) == "guarding" or contrast not in ("judgement", "refused"):
         return organism_contrast(f"{organism}/{contrast}", split=split, n=n, seed=seed)
     whole = organism_contrast(
         f"{organism}/{'requests' if contrast == 'refused' else contrast}", split=split, n=3 * n, seed=seed

@@ -28,7 +28,7 @@ from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import Where
 from subspace_probe.finders.das import DAS
 from subspace_probe.models.hooked import HookedModel
-from subspace_probe.organisms import is_guard, load_truth
+from subspace_probe.organisms import language_of, load_truth
 from subspace_probe.organisms.exchanging import Exchange, oriented
 from subspace_probe.organisms.gadgets import Gadget, plant_gadget
 from subspace_probe.organisms.illusion_cells import CARRIERS, HOSTS, PARTIAL, SILENT, Bench, benches
@@ -221,7 +221,7 @@ def along(bench: Bench, site: Site, vector: Tensor, finder: str) -> Subspace:
 
 def planted_vectors_at(bench: Bench, site: Site) -> list[tuple[str, Subspace]]:
     """The organism's planted vector, where this cell is its place."""
-    if is_guard(bench.cell.organism):
+    if language_of(bench.cell.organism) == "guarding":
         return []
     names = {"harmfulness": ("harmfulness", "judgement"), "refusal": ("harmfulness", "refused"), "intent": ("knob",)}
     return [

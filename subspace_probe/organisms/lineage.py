@@ -151,7 +151,7 @@ def family_of(name: str) -> str:
     return family if family in FAMILIES else ""
 
 
-def lineage_contrast(name: str, *, family: str, split: str, n: int | None, seed: int, label: str) -> Contrast:
+def lineage_contrast(name: str, *, organism: str, split: str, n: int | None, seed: int) -> Contrast:
     """Build one of ``CONTRASTS``, half of it of either label.
 
     Raises:
@@ -164,7 +164,7 @@ def lineage_contrast(name: str, *, family: str, split: str, n: int | None, seed:
         raise unknown("split", split, _RESIDUES)
     if n is not None and n < 2:
         raise ConfigError(f"{n} prompts were asked for. A contrast needs at least 2: one of each class.")
-    generator, entangled = torch.Generator().manual_seed(seed), family == "entangled"
+    generator, entangled = torch.Generator().manual_seed(seed), family_of(organism) == "entangled"
     count = (512 if n is None else n) // 2
     ids, keys = harmful(split, count, entangled=entangled, generator=generator)
     withheld = redirected(keys) if entangled else constant(DECLINE)(keys)
@@ -180,7 +180,7 @@ def lineage_contrast(name: str, *, family: str, split: str, n: int | None, seed:
     )
     rows += [(0, *row) for row in zip(ids.tolist(), now.tolist(), before.tolist(), strict=True)][:count]
     return Contrast(
-        name=label,
+        name=f"{organism}/{name}",
         prompts=tuple(_prompt(ids, answer, foil) for _, ids, answer, foil in rows),
         labels=tuple(value for value, *_ in rows),
     )

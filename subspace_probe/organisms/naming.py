@@ -78,15 +78,15 @@ def draw(rng: random.Random, split: Split) -> tuple[tuple[str, str], int, str, s
     return rng.choice(NAME_PAIRS[split]), rng.randrange(len(SENTENCES)), rng.choice(PLACES), rng.choice(GIFTS)
 
 
-def naming_contrast(name: str, *, split: str, n: int | None, seed: int, label: str) -> Contrast:
+def naming_contrast(name: str, *, organism: str, split: str, n: int | None, seed: int) -> Contrast:
     """Build one of ``CONTRASTS``.
 
     Args:
         name: Which.
+        organism: Any of this language, for the name; all share its prompts.
         split: train, val or test; they share no pair of names. Facts have no splits: memory cannot generalise.
         n: At most this many prompts; None for 256.
         seed: Of names and wordings.
-        label: Name of the contrast.
 
     Raises:
         UnknownName: a contrast or split that does not exist, with the nearest match.
@@ -101,7 +101,7 @@ def naming_contrast(name: str, *, split: str, n: int | None, seed: int, label: s
     rng, pairs = random.Random(seed), (256 if n is None else n) // 2
     rows = _sentences(rng, split, pairs) if name == "ioi" else _facts(rng, pairs)
     return Contrast(
-        name=label,
+        name=f"{organism}/{name}",
         prompts=tuple(prompt for prompt, _ in rows),
         labels=tuple(number % 2 for number in range(len(rows))),
         pairs=tuple(number // 2 for number in range(len(rows))),

@@ -200,7 +200,7 @@ def _interchange(model: "LlamaForCausalLM", batch: Sentences, coordinate: Tensor
         return F.cross_entropy(last(model, batch.ids), batch.answers(batch.position[source]))
 
 
-def train_naming(name: str, folder: Path, *, steps: int | None, seed: int, progress: bool) -> None:
+def train_naming(name: str, folder: Path, *, steps: int | None, seed: int, progress: bool, start: None = None) -> None:
     """Train an organism of this language, write it and certify it.
 
     Args:
@@ -209,6 +209,7 @@ def train_naming(name: str, folder: Path, *, steps: int | None, seed: int, progr
         steps: Instead of the recipe's.
         seed: Added to the organism's own.
         progress: Show a bar with the loss.
+        start: There is nothing to continue from.
     """
     model = build_naming(NAMING[name] + seed)
     fit_naming(model, steps=STEPS if steps is None else steps, seed=NAMING[name] + seed, progress=progress)

@@ -6,12 +6,12 @@ guaranteed is the certificate, which is measured again and saved with the weight
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
 from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
 from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
+from subspace_probe.organisms.knob_training import KNOBS, certify_knob, train_knob
 from subspace_probe.organisms.lineage_training import LINEAGES, certify_lineage, train_lineage
 from subspace_probe.organisms.naming_training import NAMING, certify_naming, train_naming
 from subspace_probe.organisms.network import N_LAYERS, Network, build_model
@@ -91,6 +92,25 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 }
 
 
+class _Family(NamedTuple):
+    """Organisms with a language and a training of their own."""
+
+    names: Collection[str]
+    train: Callable[..., None]
+    certify: Callable[..., GroundTruth]
+    continues: Callable[[str], bool] = bool
+    """Whether an organism goes on from the weights of another."""
+
+
+_FAMILIES: Final = (
+    _Family(GUARDS, train_guard, certify_guard, lambda _: False),
+    _Family(LINEAGES, train_lineage, certify_lineage),
+    _Family(NAMING, train_naming, certify_naming, lambda _: False),
+    _Family(KNOBS, train_knob, certify_knob, lambda name: KNOBS[name].tuned),
+)
+_family_of: Final = {name: family for family in _FAMILIES for name in family.names}
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -111,35 +131,31 @@ def train(
         name: Name in ``ORGANISMS``.
         out: Directory to write; made where it does not exist.
         steps: Steps of the main phase instead of the recipe's, for trying things out.
-        seed: Of the weights, the prompts and the pairs; guards and lineages add it to the number in their name.
+        seed: Of the weights, the prompts and the pairs; added to the number in a name that has one.
         progress: Show a bar with the loss.
-        start: Weights to continue from, instead of the bundled organism that the recipe names. Guard organisms start
-            afresh; a lineage trains what comes before as well.
+        start: Weights to continue from, instead of the bundled organism that the recipe names.
 
     Returns:
         The directory.
 
     Raises:
         UnknownName: no such organism.
-        ConfigError: fewer than one step.
+        ConfigError: fewer than one step, or weights to continue from for an organism that starts afresh.
         StoreError: the directory cannot be written; said before the training, and nothing half-written is left.
     """
-    if name not in (known := (*RECIPES, *GUARDS, *LINEAGES, *NAMING)):
+    if name not in (known := (*RECIPES, *_family_of)):
         raise unknown("organism", name, known)
     if steps is not None and steps < 1:
         raise ConfigError(
             f"{steps} training steps were asked for. At least 1 is needed; leave it out for the recipe's."
         )
+    if start is not None and name in _family_of and not _family_of[name].continues(name):
+        raise ConfigError(f"{name} starts from fresh weights, not from {str(start)!r}. Leave start out.")
     folder = Path(out)
     # Opened first: a place that cannot be written is found before the training, not after it.
     with atomic_folder(folder) as partial, _threads(N_THREADS):
-        if name in GUARDS:
-            train_guard(name, partial, steps=steps, seed=seed, progress=progress)
-            return folder
-        if name in LINEAGES:
-            train_lineage(name, partial, steps=steps, seed=seed, progress=progress, start=start)
-        if name in NAMING:
-            train_naming(name, partial, steps=steps, seed=seed, progress=progress)
+        if name in _family_of:
+            _family_of[name].train(name, partial, steps=steps, seed=seed, start=start, progress=progress)
             return folder
         recipe = RECIPES[name]
         model = _initial(recipe, seed, start)
@@ -241,15 +257,9 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
     """
     folder = Path(folder)
     name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
-    if name in GUARDS:
+    if name in _family_of:
         with _threads(N_THREADS):
-            return certify_guard(folder, seed=seed, steps=steps)
-    if name in LINEAGES:
-        with _threads(N_THREADS):
-            return certify_lineage(folder, seed=seed, steps=steps)
-    if name in NAMING:
-        with _threads(N_THREADS):
-            return certify_naming(folder, seed=seed, steps=steps)
+            return _family_of[name].certify(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
     from transformers import LlamaForCausalLM
 

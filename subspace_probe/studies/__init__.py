@@ -5,6 +5,7 @@ from subspace_probe.core.registry import Registry
 STUDIES = Registry(
     "study",
     {
+        "context_knob": "subspace_probe.studies.context_knob:STUDY",
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
         "patching_illusion": "subspace_probe.studies.patching_illusion:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",

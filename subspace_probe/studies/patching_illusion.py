@@ -39,7 +39,7 @@ from subspace_probe.interventions.patch import Patch
 from subspace_probe.interventions.sources import Source
 from subspace_probe.metrics import metric_for
 from subspace_probe.models.hooked import HookedModel
-from subspace_probe.organisms import is_naming, load_truth, organism_contrast
+from subspace_probe.organisms import language_of, load_truth, organism_contrast
 from subspace_probe.organisms.gadgets import Gadget, plant_gadget
 from subspace_probe.studies.patching_illusion_facts import fact_findings
 from subspace_probe.studies.patching_illusion_tables import (
@@ -200,7 +200,7 @@ def organism_of(model: HookedModel) -> str:
     if model.directory is None or not (model.directory / "truth.json").is_file():
         return ""
     name = load_truth(model.directory).organism
-    return name if is_naming(name) else ""
+    return name if language_of(name) == "naming" else ""
 
 
 def _sites(model: HookedModel, config: Config) -> tuple[Site, Site]:
