@@ -65,7 +65,7 @@ _LANGUAGES: Final = {
     "early": "knob_language:knob_contrast",
     **dict.fromkeys(_LINEAGES, "lineage:lineage_contrast"),
 }
-"""The language of an organism, by the first word of its name: a module with `CONTRASTS`, and what builds one of them."""
+"""The language of an organism, by the first word of its name: a module with `CONTRASTS`, and what builds one."""
 
 _WEIGHTS: Final = Path(__file__).parent / "weights"
 

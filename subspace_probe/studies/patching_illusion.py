@@ -318,5 +318,5 @@ STUDY = Study(
     run=run,
     presets=PRESETS,
     # one organism: a seed draws other prompts, another gadget, other starts and other nulls
-    organisms={"": ("organism:ioi", "organism:ioi", "organism:ioi")},
+    organisms={"": ("ioi", "ioi", "ioi")},
 )

@@ -207,5 +207,5 @@ STUDY = Study(
     Config=Config,
     run=run,
     presets=PRESETS,
-    organisms={"": ("organism:chat", "organism:chat-natural", "organism:chat-base")},
+    organisms={"": ("chat", "chat-natural", "chat-base")},
 )

@@ -232,7 +232,7 @@ STUDY = Study(
     run=run,
     presets=PRESETS,
     organisms={
-        family: tuple(f"organism:{family}{suffix}" for suffix in ("", "-1", "-2"))
+        family: tuple(f"{family}{suffix}" for suffix in ("", "-1", "-2"))
         for family in ("flagged", "separable", "entangled")
     },
 )
