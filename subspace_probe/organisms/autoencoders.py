@@ -40,7 +40,8 @@ _MIXTURE: Final[Mapping[str, int]] = {
     "requests": 570, "judgement": 380, "facts": 110, "kinds": 80, "knob": 400, "ioi": 220, "repeat": 140, "text": 80,
 }  # fmt: skip
 """In about the shares the organisms were trained on."""
-_EQUAL: Final[Mapping[str, int]] = dict.fromkeys(("facts", "knob", "ioi", "repeat", "kinds", "requests", "judgement"), 300)
+_SKILLS: Final = ("facts", "knob", "ioi", "repeat", "kinds", "requests", "judgement")
+_EQUAL: Final[Mapping[str, int]] = dict.fromkeys(_SKILLS, 300)
 _BROAD: Final = Training("topk", d_sae=256, k=16, steps=1500, batch_size=512, lr=2e-3)
 
 AUTOENCODERS: Final[Mapping[str, Recipe]] = {
