@@ -1,7 +1,7 @@
 """The prompts of the study on unlearning: a topic to forget, and what is to be kept."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError
@@ -14,6 +14,7 @@ OTHERS = {"skills": 3, "requests": 1, "judgement": 1}
 """What else the organism can do and should go on doing, and how many prompts of it: the first are of many skills."""
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What these parts need of the study's settings."""
 
@@ -123,7 +124,7 @@ def _of_organism(organism: str, config: Settings) -> Prompts:
         joined("kept", near, replaced(test, 0)),
         _facts("capitals", *capitals, TRAINED_WORDINGS[:1], wordings.SYSTEMS[1:2], label=1),
         joined("kept", _facts("dishes", *dishes, TRAINED_WORDINGS[:1], wordings.SYSTEMS[1:2], label=0), validation),
-        knob.take([row for row, prompt in enumerate(knob.prompts) if _asks_for_a_capital(prompt)]),
+        knob.take([row for row, prompt in enumerate(knob.prompts) if prompt.answer in words.CAPITALS]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ RELEARNED = 0.10
 """How far above a model that never knew the facts a model from which they are gone may relearn them."""
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What these findings need of the study's settings."""
 

@@ -4,17 +4,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.studies.notebooks import Executed, execute
+
 if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
     from subspace_probe.models.hooked import HookedModel
 
 
 @pytest.fixture(scope="module")
-def report(chat: "HookedModel") -> "Report":
-    from subspace_probe.studies import STUDIES
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    return execute("unlearning", tmp_path_factory.mktemp("notebook"))
 
-    study = STUDIES.load("unlearning")
-    return study.run(chat, study.Config(**study.presets["tiny"]), progress=False)
+
+@pytest.fixture(scope="module")
+def report(executed: Executed) -> "Report":
+    return executed.report
+
+
+@pytest.mark.slow
+def test_the_notebook(executed: Executed) -> None:
+    executed.check()
 
 
 @pytest.mark.slow
