@@ -9,11 +9,15 @@ from subspace_probe.core.reports import Report
 from subspace_probe.figures.rows import distinct, select
 from subspace_probe.figures.verdicts import audited, badge
 
+SHORT = 4
+"""Sentences that are one paragraph."""
+
 
 def answer(report: Report) -> str:
-    """The answer in a paragraph, from the table `summary`; nothing without it."""
-    rows = _rows(report, "summary", "sentence")
-    return f'<p class="answer">{html.escape(" ".join(str(row["sentence"]) for row in rows))}</p>' if rows else ""
+    """The answer in a paragraph, or in lines where it is long, from the table `summary`; nothing without it."""
+    sentences = [html.escape(str(row["sentence"])) for row in _rows(report, "summary", "sentence")]
+    between = "<br>" if len(sentences) > SHORT else " "
+    return f'<p class="answer">{between.join(sentences)}</p>' if sentences else ""
 
 
 def runs(report: Report) -> str:
