@@ -141,15 +141,14 @@ def _free(text: str) -> "list[Where]":
 
 def _ids(text: str | None, option: str) -> set[int] | None:
     """`16-55,60` as token ids; None where nothing was given."""
+    from subspace_probe.interventions.token_vectors import parse_ids
+
     if text is None:
         return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise ConfigError(f"{option} {text!r} is not a list of token ids. Write for instance 16-55,60.")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
+    try:
+        return parse_ids(text)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
 
 
 def _at_most(contrast: "Contrast", label: int, n: int) -> "Contrast":

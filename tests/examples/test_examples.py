@@ -93,3 +93,15 @@ def test_is_it_an_illusion(said: str) -> None:
     assert "planted: control supported, mechanism refuted" in said
     assert "stream: control supported, mechanism supported" in said
     assert said.count("changes the side of 100% of prompts") >= 2
+
+
+@pytest.mark.parametrize("said", ["07_reroute_and_repair.py"], indirect=True)
+def test_reroute_and_repair(said: str) -> None:
+    rates = {line.split(":")[0]: line.split(":")[1].split()[0] for line in said.splitlines() if "% of prompts" in line}
+    assert int(rates["before repair, target"].rstrip("%")) >= 90
+    assert int(rates["before repair, random"].rstrip("%")) <= 20
+    assert rates["after repair, target"] == "0%"
+    found = next(line for line in said.splitlines() if line.startswith("found:"))
+    planted = found.rpartition("planted: ")[2]
+    assert planted in found.partition("planted")[0]
+    assert float(said.splitlines()[-1].split()[-1].rstrip("%")) >= 99
