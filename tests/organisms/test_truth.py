@@ -209,7 +209,7 @@ def test_harmfulness_can_be_read_at_the_instruction(organisms: dict[str, Organis
 
 
 def test_certificates_and_directories_are_complete() -> None:
-    from subspace_probe.organisms import ORGANISMS, load_truth, organism_path
+    from subspace_probe.organisms import ORGANISMS, language_of, load_truth, organism_path
 
     total = 0
     for name in ORGANISMS:
@@ -217,12 +217,13 @@ def test_certificates_and_directories_are_complete() -> None:
         total += sum(file.stat().st_size for file in folder.iterdir())
         truth = load_truth(folder)
         assert truth.organism == name
-        for cell, accuracy in truth.accuracy.items():
+        # a lineage's checkpoints say what each of them can do, and some are not to be able to do it
+        for cell, accuracy in truth.accuracy.items() if language_of(name) != "lineage" else ():
             assert accuracy >= (0.99 if cell.startswith(("request", "judgement")) else OTHERWISE)
         for planted in truth.variables:
             assert planted.accuracy >= 0.97
             assert abs(float(planted.vector.norm()) - 1) < 1e-5
-    assert total < 15e6
+    assert total < 26e6
 
 
 def test_truth_round_trip(tmp_path: Path) -> None:
