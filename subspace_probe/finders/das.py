@@ -56,6 +56,8 @@ class DAS:
         batch_size: bases a step. Lower it when memory is short: a pass holds so many for every arm.
         lr: about the angle, in radians, that a row turns in the first step.
         restarts: random starts beside the linearised one.
+        opposite: also start where the exchange does least to first order. A model that is sure of its answer is flat
+            around it, and there the gradient may point away from what a whole exchange does.
         same: share of sources of the base's own label, whose exchange should change nothing.
         boundary: weight of a penalty on the rank, which is then trained too; no boundary by default.
         holdout: share of the prompts, by group, that it is judged on.
@@ -74,6 +76,7 @@ class DAS:
     batch_size: int = 32
     lr: float = 0.1
     restarts: int = 3
+    opposite: bool = False
     same: float = 0.25
     boundary: float | None = None
     holdout: float = 0.3
@@ -100,6 +103,11 @@ class DAS:
                 "0 <= same < 1, lr > 0 and boundary >= 0."
             )
 
+    @property
+    def _arms(self) -> int:
+        """Starts for every kind of labels."""
+        return 1 + self.opposite + self.restarts
+
     def fit(
         self, model: HookedModel, contrast: Contrast, site: Site, where: Where, *, progress: bool = False
     ) -> Subspace:
@@ -123,7 +131,7 @@ class DAS:
         task, test = _tasks(self, model, contrast, site, where, parts)
         if not bool((task.answers[:, 0] != task.answers[:, 1]).any()):
             raise DataError(f"No prompt of {contrast.name!r} answers otherwise under its other label. Give foils.")
-        true = torch.tensor(contrast.labels).repeat(self.restarts + 1, 1)
+        true = torch.tensor(contrast.labels).repeat(self._arms, 1)
         labels = torch.cat([true, _arbitrary(true, self.seed + 1)]) if "labels" in self.controls else true
         start = self._starts(task, labels)
         schedule = Schedule(self.steps, self.lr, self.same, self.boundary, self.seed)
@@ -146,7 +154,7 @@ class DAS:
         self, task: Interchange, test: Interchange, trained: Trained, labels: Tensor, best: int
     ) -> dict[str, Any]:
         """Accuracies of the best arm, and of the best of those with arbitrary labels."""
-        true = self.restarts + 1
+        true = self._arms
         held = judged(test, within(*trained), labels, self.seed)
         seen = judged(task, within(*trained), labels, self.seed)
         found = {"accuracy": held["all"][best], "iia": held["changed"][best], "kept": held["kept"][best]}
@@ -157,11 +165,14 @@ class DAS:
         return found
 
     def _starts(self, task: Interchange, labels: Int[Tensor, "arm n"]) -> Float[Tensor, "arm k d"]:
-        """For every kind of labels the same number of arms: its own linearised optimum, then random starts."""
+        """For every kind of labels the same number of arms: its own linearised optima, then random starts."""
         kinds: list[Tensor] = []
-        for first in range(0, len(labels), self.restarts + 1):
-            best = linearised(task, self.rank, labels=labels[first], seed=self.seed)
-            kinds.append(torch.cat([best[None], self._random(self.rank, best[None], self.restarts)]))
+        for first in range(0, len(labels), self._arms):
+            ends = (False, True) if self.opposite else (False,)
+            best = torch.stack(
+                [linearised(task, self.rank, labels=labels[first], least=least, seed=self.seed) for least in ends]
+            )
+            kinds.append(torch.cat([best, self._random(self.rank, best, self.restarts)]))
         return torch.cat(kinds)
 
     def _random(self, rank: int, like: Float[Tensor, "arm k d"], draws: int) -> Float[Tensor, "draw m d"]:

@@ -95,12 +95,13 @@ def train(
 
 
 def linearised(
-    task: Interchange, rank: int, *, labels: Int[Tensor, " n"] | None = None, seed: int
+    task: Interchange, rank: int, *, labels: Int[Tensor, " n"] | None = None, least: bool = False, seed: int
 ) -> Float[Tensor, "k d"]:
     """The subspace whose exchange does most to first order, see `linearised_optimum`.
 
     Args:
         labels: the variable that is to be carried; the contrast's label by default.
+        least: the one that does most against it instead.
 
     Raises:
         SiteError: every gradient is zero: nothing reads this state.
@@ -127,7 +128,7 @@ def linearised(
             f"Nothing that is computed from {task.site.short} at {task.where} reaches the answer, so there is no "
             "subspace to find. Take an earlier layer, or the token where the answer is given (last)."
         )
-    return _completed(linearised_optimum(d, g, rank)[1], rank, seed).to(task.states.device, torch.float32)
+    return _completed(linearised_optimum(d, -g if least else g, rank)[1], rank, seed).to(task.states.device, torch.float32)
 
 
 def _completed(vectors: Tensor, rank: int, seed: int) -> Tensor:
