@@ -67,6 +67,7 @@ class HookedModel:
         self.directory = directory
         self._standing: tuple[Intervention, ...] = ()
         self._standing_edits: EditMap = NO_EDITS
+        self._first_tokens: dict[str, int] = {}  # metrics ask for the same few words again and again
 
     @property
     def spec(self) -> ModelSpec:
@@ -304,15 +305,16 @@ class HookedModel:
             ConfigError: a word the tokenizer has no token for.
         """
         lead = "" if self.chats else " "
-        found: list[int] = []
-        for word in words:
-            ids = self.tokenizer(lead + word.strip(), add_special_tokens=False)["input_ids"]
+        for text, word in {lead + word.strip(): word for word in words}.items():
+            if text in self._first_tokens:
+                continue
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if ids and not self.tokenizer.decode(ids[:1]).strip():
                 ids = ids[1:]  # SentencePiece may give the leading space a token of its own
             if not ids or ids[0] == self.tokenizer.unk_token_id:
                 raise ConfigError(f"The tokenizer has no token for {word!r}. Choose a word that it knows.")
-            found.append(int(ids[0]))
-        return found
+            self._first_tokens[text] = int(ids[0])
+        return [self._first_tokens[lead + word.strip()] for word in words]
 
     def behaviour_ids(self, behaviour: str) -> list[int]:
         """Tokens that stand for a behaviour, such as "refusal" or "harmful".
@@ -333,6 +335,7 @@ class HookedModel:
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )
         model._standing, model._standing_edits = standing, self._edits(standing)
+        model._first_tokens = self._first_tokens
         return model
 
     @property
