@@ -128,7 +128,9 @@ def linearised(
             f"Nothing that is computed from {task.site.short} at {task.where} reaches the answer, so there is no "
             "subspace to find. Take an earlier layer, or the token where the answer is given (last)."
         )
-    return _completed(linearised_optimum(d, -g if least else g, rank)[1], rank, seed).to(task.states.device, torch.float32)
+    return _completed(linearised_optimum(d, -g if least else g, rank)[1], rank, seed).to(
+        task.states.device, torch.float32
+    )
 
 
 def _completed(vectors: Tensor, rank: int, seed: int) -> Tensor:

@@ -179,72 +179,97 @@ def sparse_control(
     return findings, {"edits": rows}
 
 
+Chooser = Callable[[str, str, Tensor, Tensor, Columns, Columns, int], SparseEdit]
+Key = tuple[str, int, str]
+"""Dictionary, features that may change, and how they are chosen."""
+
+
 def _edited(
     part: Bench,
     arms: Arms,
     test: Activations,
     name: str,
     pairs: tuple[Int[Tensor, " m"], Int[Tensor, " m"]],
-    aware: Callable[[str, str, Tensor, Tensor, Columns, Columns, int], SparseEdit],
+    aware: Chooser,
     config: Settings,
     expects: bool,
 ) -> tuple[list[Finding], list[dict[str, Any]]]:
     columns = columns_of(test.contrast, config.attributes)
-    source, target = (test.at(part.site)[rows] for rows in pairs)
-    own, wanted = ({key: column[rows] for key, column in columns.items()} for rows in pairs)
-    removed = {("supervised", PAIR, "greedy"): arms.supervised.weights(own)[name]}
-    states: dict[tuple[str, int, str], Tensor] = {
-        ("supervised", PAIR, "greedy"): arms.supervised.edit(source, name, before=own[name], after=wanted[name])
-    }
-    for arm, sae in arms.saes.items():
-        edits = {(arm, k, "greedy"): e for k, e in sparse_edits(sae, source, target, config.budgets).items()}
-        for k in (k for k in config.budgets if k >= PAIR):
-            edits[arm, k, "aware"] = aware(arm, name, source, target, own, wanted, k)
-        states |= {key: edit.states for key, edit in edits.items()}
-        removed |= {key: edit.removed for key, edit in edits.items()}
-    nulls = [fit.edit(source, name, before=own[name], after=wanted[name]) for fit in arms.fits]
-    nulls += [sparse_edits(sae, source, target, (PAIR,))[PAIR].states for sae in arms.randoms]
-    values = part.run([target, source, *states.values(), *nulls])
-    right = (values[1, 1:] == values[1, 0]).double()
-    apart = values[2, 1:]
+    ends = [test.at(part.site)[rows] for rows in pairs]
+    values = [{key: column[rows] for key, column in columns.items()} for rows in pairs]
+    edits = _edits(arms, name, ends, values, aware, config)
+    (source, target), (own, wanted) = ends, values
+    tokens, apart = part.run([target, source])[1:]
+    nulls: list[Tensor] = []
+    if float((tokens[1] == tokens[0]).double().mean()) < EDITED or float(apart[1].mean()) >= LEAST_KL:
+        nulls += [fit.edit(source, name, before=own[name], after=wanted[name]) for fit in arms.fits]
+        nulls += [sparse_edits(sae, source, target, (PAIR,))[PAIR].states for sae in arms.randoms]
+    measured = part.run([target, source, *(states for states, _ in edits.values()), *nulls])
+    right, apart = (measured[1, 1:] == measured[1, 0]).double(), measured[2, 1:]
     closed = shares(apart[0] - apart, apart[0]) if float(apart[0].mean()) >= LEAST_KL else None
     groups, seed = torch.tensor(part.contrast.groups), config.seed
     no_edit = mean_of(right[0], groups, seed=seed)
-    rates = {key: mean_of(right[1 + i], groups, seed=seed) for i, key in enumerate(states)}
+    rates = {key: mean_of(right[1 + i], groups, seed=seed) for i, key in enumerate(edits)}
     skyline = rates["supervised", PAIR, "greedy"][0]
     rows = [_row(name, ("none", 0, "greedy"), no_edit, no_edit[0], skyline, 0.0, None)]
-    for i, key in enumerate(states):
+    for i, (key, (_, removed)) in enumerate(edits.items()):
         share = None if closed is None else float(closed[1 + i].mean())
-        rows.append(_row(name, key, rates[key], no_edit[0], skyline, float(removed[key].mean()), share))
+        rows.append(_row(name, key, rates[key], no_edit[0], skyline, float(removed.mean()), share))
     findings: list[Finding] = []
     for arm in ("supervised", *arms.saes):
-        i, first = 1 + list(states).index((arm, PAIR, "greedy")), 1 + len(states)
+        key, first = (arm, PAIR, "greedy"), 1 + len(edits)
         drawn = slice(first, first + len(arms.fits)) if arm == "supervised" else slice(first + len(arms.fits), None)
         of = f"{config.draws} dictionaries, {'attributes shuffled' if arm == 'supervised' else 'random'}"
-        null, power = range_of(right[drawn].mean(1), of), no_edit[0] < EDITED
-        expected = Expectation(above=EDITED) if expects and power and arm == "supervised" else None
+        hits = Finding(f"edit.{name}.{arm}", f"{PAIR} features of {arm} change {name} as the whole patch does: the "
+                       "most likely token", *rates[key], None, len(source), "unaudited")  # fmt: skip
         note = f"{no_edit[0]:.2f} without an edit" + ("" if arm == "supervised" else f", {skyline:.2f} by supervision")
-        claim = f"{PAIR} features of {arm} change {name} as the whole patch does: the most likely token"
-        found = Finding(
-            f"edit.{name}.{arm}", claim, *rates[arm, PAIR, "greedy"], null, len(source), "unaudited", expected
-        )
-        if power:
-            found = replace(found.judged("above", margin=0.05, no_effect=no_edit[0]), note=note)
-        else:
-            note += "; the answer does not change, so agreement on it cannot show an edit"
-            found = replace(found, verdict="not tested", note=note)
-        findings.append(found)
-        claim = f"{PAIR} features of {arm} change {name} as the whole patch does: all tokens"
-        if closed is None:
-            note = f"the whole patch itself moves the prediction by {float(apart[0].mean()):.1g} nats only"
-            findings.append(Finding(f"closed.{name}.{arm}", claim, float("nan"), verdict="not tested", note=note))
-            continue
-        share, interval = mean_of(closed[i], groups, seed=seed)
-        null = range_of(closed[drawn].mean(1), of)
-        note = f"share of the {float(apart[0].mean()):.2g} nats of KL between no edit and the whole patch"
-        found = Finding(f"closed.{name}.{arm}", claim, share, interval, null, len(source), note=note)
-        findings.append(found.judged("above", margin=0.05))
+        findings.append(_agreement(hits, note, right[drawn].mean(1), of, no_edit[0], expects and arm == "supervised"))
+        own_part = None if closed is None else (closed[1 + list(edits).index(key)], closed[drawn].mean(1))
+        findings.append(_closed(f"closed.{name}.{arm}", hits.claim, own_part, of, apart[0], groups, seed))
     return findings, rows
+
+
+def _edits(
+    arms: Arms, name: str, ends: Sequence[Tensor], values: Sequence[Columns], aware: Chooser, config: Settings
+) -> dict[Key, tuple[Tensor, Tensor]]:
+    """States after every edit, and the share of the reconstruction that it removes."""
+    (source, target), (own, wanted) = ends, values
+    after = arms.supervised.edit(source, name, before=own[name], after=wanted[name])
+    found: dict[Key, tuple[Tensor, Tensor]] = {
+        ("supervised", PAIR, "greedy"): (after, arms.supervised.weights(own)[name])
+    }
+    for arm, sae in arms.saes.items():
+        made = {(arm, k, "greedy"): edit for k, edit in sparse_edits(sae, source, target, config.budgets).items()}
+        for k in (k for k in config.budgets if k >= PAIR):
+            made[arm, k, "aware"] = aware(arm, name, source, target, own, wanted, k)
+        found |= {key: (edit.states, edit.removed) for key, edit in made.items()}
+    return found
+
+
+def _agreement(
+    found: Finding, note: str, null: Float[Tensor, " draw"], of: str, no_edit: float, expects: bool
+) -> Finding:
+    """Judged where prompts answer otherwise without an edit; elsewhere agreement shows nothing."""
+    if no_edit >= EDITED:
+        note += "; the answer does not change, so agreement on it cannot show an edit"
+        return replace(found, verdict="not tested", note=note)
+    expected = Expectation(above=EDITED) if expects else None
+    found = replace(found, null=range_of(null, of), expected=expected)
+    return replace(found.judged("above", margin=0.05, no_effect=no_edit), note=note)
+
+
+def _closed(
+    name: str, claim: str, part: tuple[Tensor, Tensor] | None, of: str, apart: Tensor, groups: Tensor, seed: int
+) -> Finding:
+    """Share of the KL between no edit and the whole patch that an edit takes away, beside that of the null."""
+    claim = claim.replace("the most likely token", "all tokens")
+    if part is None:
+        note = f"the whole patch itself moves the prediction by {float(apart.mean()):.1g} nats only"
+        return Finding(name, claim, float("nan"), verdict="not tested", note=note)
+    share, interval = mean_of(part[0], groups, seed=seed)
+    note = f"share of the {float(apart.mean()):.2g} nats of KL between no edit and the whole patch"
+    found = Finding(name, claim, share, interval, range_of(part[1], of), len(apart), note=note)
+    return found.judged("above", margin=0.05)
 
 
 def _row(
@@ -266,9 +291,7 @@ def _row(
     }  # fmt: skip
 
 
-def _aware(
-    arms: Arms, train: Activations, config: Settings
-) -> Callable[[str, str, Tensor, Tensor, Columns, Columns, int], SparseEdit]:
+def _aware(arms: Arms, train: Activations, config: Settings) -> Chooser:
     """Edits that know what features mean: those of highest F1 for the old value out, for the new value in."""
     site = train.sites[0]
     columns = columns_of(train.contrast, config.attributes)
