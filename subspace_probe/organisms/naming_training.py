@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import Any, TYPE_CHECKING, Final, final
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,8 @@ def written(model: "LlamaForCausalLM") -> Iterator[list[Tensor]]:
     def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append(output[:, -1])
 
-    handle = model.model.layers[LAYER].mlp.register_forward_hook(keep)
+    block: Any = model.model.layers[LAYER]
+    handle = block.mlp.register_forward_hook(keep)
     try:
         yield outputs
     finally:

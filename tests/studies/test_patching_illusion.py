@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.studies.notebooks import Executed, execute
+
 if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
     from subspace_probe.models.hooked import HookedModel
@@ -18,16 +20,24 @@ def ioi() -> "HookedModel":
 
 
 @pytest.fixture(scope="module")
-def report(ioi: "HookedModel") -> "Report":
-    from subspace_probe.studies import STUDIES
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    return execute("patching_illusion", tmp_path_factory.mktemp("notebook"))
 
-    study = STUDIES.load("patching_illusion")
-    return study.run(ioi, study.Config(**study.presets["tiny"]), progress=False)
+
+@pytest.fixture(scope="module")
+def report(executed: Executed) -> "Report":
+    return executed.report
+
+
+@pytest.mark.slow
+def test_the_notebook(executed: Executed) -> None:
+    executed.check()
 
 
 @pytest.mark.slow
 def test_the_bars(report: "Report") -> None:
     """At the MLP an illusion, in the stream the model's own, and an edit that equals its patch."""
+    assert report.finding("mlp.das.fldd").estimate >= 1.0
     assert report.finding("mlp.das.fldd").verdict == "supported"
     assert report.finding("mlp.das.read_part").estimate <= 0.4
     assert abs(report.finding("mlp.component.fldd").estimate) <= 0.1
@@ -39,8 +49,8 @@ def test_the_bars(report: "Report") -> None:
 
 @pytest.mark.slow
 def test_the_verdicts_on_mechanism(report: "Report") -> None:
-    assert report.finding("mlp.mechanism").verdict != "supported"
-    assert report.finding("mlp.mechanism.dormancy").verdict == "refuted"
+    for name in ("mlp.mechanism", "mlp.mechanism.containment", "mlp.mechanism.reader_split", "mlp.mechanism.dormancy"):
+        assert report.finding(name).verdict == "refuted", report.finding(name)
     assert report.finding("residual.mechanism").verdict == "supported"
 
 
@@ -123,8 +133,8 @@ def test_it_runs_on_pairs_of_ones_own(chat: "HookedModel") -> None:
 
     study = STUDIES.load("patching_illusion")
     knob = sp.load_contrast("organism:chat/knob", split="train", n=96)
-    settings = {"mlp": "L2.mlp_post", "residual": "L2.resid_post", "n_train": 64, "n_test": 32, "steps": 10,
-                "restarts": 0, "least_share": 0.05}  # fmt: skip
+    settings = {"mlp": "L2.mlp_post", "residual": "L2.resid_post", "n_train": 48, "n_test": 16, "steps": 5,
+                "restarts": 0, "least_share": 0.05, "draws": 5}  # fmt: skip
     report = study.run(chat, study.Config(**settings), contrast=knob, progress=False)
     assert all(finding.expected is None for finding in report.findings)
     assert report.finding("facts.edit_difference").verdict == "not tested"
