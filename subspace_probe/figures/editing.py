@@ -33,12 +33,15 @@ def _plot(report: Report) -> go.Figure:
         for arm in arms:
             for kind, dash in DASHES.items():
                 line = drawn(select(rows, attribute=name, dictionary=arm, kind=kind), "affine")
-                _line(figure, place, line, arm, palette[arm], dash)
+                # random dictionaries often lie on another line, which must show through
+                _line(figure, place, line, arm, palette[arm], "dash" if (arm, dash) == ("random", "solid") else dash)
                 if kind == "greedy" and (end := last(line, "features", "affine")):
                     ends.append((shown(arm), *end, palette[arm]))
         end_labels(figure, place, ends, (-0.1, 1.1))
     ticks = sorted({row["features"] for row in rows if row["features"]})
     figure.update_xaxes(title_text="features changed", tickmode="array", tickvals=ticks)
+    if ticks:  # names of lines stand to the right of the panel, clear of its rules
+        figure.update_xaxes(range=[ticks[0] - 0.02 * ticks[-1], 1.01 * ticks[-1]])
     figure.update_yaxes(range=[-0.1, 1.1])
     figure.update_yaxes(title_text="0: no edit, 1: supervised edit", col=1)
     if not told:

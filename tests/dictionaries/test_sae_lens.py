@@ -144,6 +144,22 @@ def test_training_can_fail() -> None:
     assert _train(_acts(_sparse_rows()[0]), steps=2).metadata["explained_variance"] < 0.5
 
 
+def test_a_frozen_decoder_keeps_its_rows_and_the_rest_learns() -> None:
+    acts = _acts(_sparse_rows(4000)[0])
+
+    def turned(frozen: bool) -> tuple[float, float]:
+        """Least cosine between rows after one step and after many: of the decoder, and of the encoder."""
+        ends = [_train(acts, steps=steps, frozen_decoder=frozen) for steps in (1, 60)]
+        pairs = ([sae.decoder for sae in ends], [sae.weights["W_enc"].T for sae in ends])
+        decoder, encoder = (float(torch.cosine_similarity(*rows, dim=1).min()) for rows in pairs)
+        return decoder, encoder
+
+    decoder, encoder = turned(True)
+    assert decoder > 1 - 1e-5
+    assert encoder < 0.9
+    assert turned(False)[0] < 0.9  # control
+
+
 def test_the_seed_decides_and_disk_does_not_matter(tmp_path: Path) -> None:
     import sys
 

@@ -167,6 +167,9 @@ def test_the_linearised_start_is_the_closed_form(model: "HookedModel") -> None:
     found = linearised(task, 3, seed=0).double()
     assert torch.allclose(found @ found.T, torch.eye(3).double(), atol=1e-5)
     assert torch.allclose(found.T @ found, wanted.T @ wanted, atol=1e-3)
+    least = linearised(task, 3, least=True, seed=0).double()
+    wanted = torch.linalg.eigh(matrix)[1][:, :3].T
+    assert torch.allclose(least.T @ least, wanted.T @ wanted, atol=1e-3)
     # its first direction beats every other one to first order, as the closed form says
     gain = torch.einsum("nd,nd->n", d @ found[:1].T @ found[:1], g).mean()
     random = torch.nn.functional.normalize(torch.randn(500, 32, generator=torch.Generator().manual_seed(0)).double())
