@@ -373,8 +373,8 @@ def summary(model: str, findings: Sequence[Finding], movers: Movers) -> list[str
         found = by_name.get(name)
         if found is None or found.estimate != found.estimate:
             return "not tested"
-        interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
-        return f"{found.estimate:.2f}{interval}"
+        interval = f" [{found.interval.low:z.2f}, {found.interval.high:z.2f}]" if found.interval else ""
+        return f"{found.estimate:z.2f}{interval}"
 
     lines = [
         f"{model} names the right one of two people on {figure('task.accuracy')} of held-out prompts. The heads "

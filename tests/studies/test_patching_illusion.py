@@ -134,7 +134,7 @@ def test_it_runs_on_pairs_of_ones_own(chat: "HookedModel") -> None:
     study = STUDIES.load("patching_illusion")
     knob = sp.load_contrast("organism:chat/knob", split="train", n=96)
     settings = {"mlp": "L2.mlp_post", "residual": "L2.resid_post", "n_train": 48, "n_test": 16, "steps": 5,
-                "restarts": 0, "least_share": 0.05, "draws": 5}  # fmt: skip
+                "restarts": 0, "least_share": 0.05}  # fmt: skip
     report = study.run(chat, study.Config(**settings), contrast=knob, progress=False)
     assert all(finding.expected is None for finding in report.findings)
     assert report.finding("facts.edit_difference").verdict == "not tested"
