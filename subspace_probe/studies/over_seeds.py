@@ -43,8 +43,9 @@ def over_seeds(runs: Sequence[Run]) -> Report:
     """The findings of all runs, each as its mean over seeds.
 
     The interval is Student's over the seeds, or as wide as the runs' own where those are wider: seeds of one model
-    share it, so that their spread alone says too little. A verdict stands where all seeds agree. An expectation that a
-    single seed does not meet is unmet, whatever the mean: it is counted in `seeds.unmet`.
+    share it, so that their spread alone says too little. A verdict stands where all seeds agree, and where their spread
+    does not reach the null that none of them reached. An expectation that a single seed does not meet is unmet, whatever
+    the mean: it is counted in `seeds.unmet`.
 
     Args:
         runs: of one study, in order; at least one.
@@ -76,20 +77,35 @@ def _mean(found: Sequence[tuple[int, Finding]], n_runs: int) -> Finding:
     values = [finding.estimate for _, finding in found if not math.isnan(finding.estimate)]
     if len(found) == n_runs == 1:
         return first
-    verdicts: set[Verdict] = {finding.verdict for _, finding in found}
-    said = "unaudited" if "unaudited" in verdicts else "inconclusive"
+    interval = _interval([finding for _, finding in found], values)
+    null = _hull([finding.null for _, finding in found])
+    verdict = _verdict([finding for _, finding in found], interval, null)
     each = ", ".join(f"{number(finding.estimate)} ({seed})" for seed, finding in found)
     missing = f"; in {len(found)} of {n_runs} runs" if len(found) < n_runs else ""
     notes = {finding.note for _, finding in found}
     return replace(
         first,
         estimate=statistics.fmean(values) if values else math.nan,
-        interval=_interval([finding for _, finding in found], values),
-        null=_hull([finding.null for _, finding in found]),
+        interval=interval,
+        null=null,
         n=sum(finding.n for _, finding in found),
-        verdict=verdicts.pop() if len(verdicts) == 1 else said,
+        verdict=verdict,
         note=f"By seed: {each}{missing}." + (f" {first.note}" if len(notes) == 1 and first.note else ""),
     )
+
+
+def _verdict(found: Sequence[Finding], interval: Interval | None, null: Interval | None) -> Verdict:
+    """The verdict of all runs, unless the seeds differ so much that another one might reach what the control gives."""
+    verdicts: set[Verdict] = {finding.verdict for finding in found}
+    if len(verdicts) > 1:
+        return "unaudited" if "unaudited" in verdicts else "inconclusive"
+    (verdict,) = verdicts
+    apart = not any(_overlap(finding.interval, finding.null) for finding in found)
+    return "inconclusive" if verdict == "supported" and apart and _overlap(interval, null) else verdict
+
+
+def _overlap(one: Interval | None, other: Interval | None) -> bool:
+    return one is not None and other is not None and one.low <= other.high and other.low <= one.high
 
 
 def _interval(found: Sequence[Finding], values: Sequence[float]) -> Interval | None:

@@ -72,6 +72,14 @@ def test_a_verdict_stands_where_all_agree(verdicts: "tuple[Verdict, ...]", said:
     assert over_seeds(runs).finding("rate").verdict == said
 
 
+@pytest.mark.parametrize(("values", "said"), [((0.7, 0.8, 0.75), "supported"), ((0.3, 0.9, 0.5), "inconclusive")])
+def test_seeds_that_differ_as_much_as_the_effect_do_not_support_it(values: tuple[float, ...], said: str) -> None:
+    """Each run lies above its null, by an interval of its own; the spread over seeds reaches the null or does not."""
+    from subspace_probe.studies.over_seeds import over_seeds
+
+    assert over_seeds(_runs(*(_finding(value, 0.1) for value in values))).finding("rate").verdict == said
+
+
 def test_cases_are_kept_apart_and_an_unmet_seed_is_named() -> None:
     from subspace_probe.studies.over_seeds import over_seeds
 
