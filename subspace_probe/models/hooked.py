@@ -67,6 +67,7 @@ class HookedModel:
         self.directory = directory
         self._standing: tuple[Intervention, ...] = ()
         self._standing_edits: EditMap = NO_EDITS
+        self._first_tokens: dict[str, int] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -103,7 +104,7 @@ class HookedModel:
             "model": self.spec.name,
             "fingerprint": self.fingerprint,
             "data": contrast.name,
-            "data_hash": content_key([contrast.prompts, contrast.labels, contrast.pairs, contrast.groups]),
+            "data_hash": contrast.key,
             "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
             **({"revision": revision} if revision else {}),
         }
@@ -304,15 +305,17 @@ class HookedModel:
             ConfigError: a word the tokenizer has no token for.
         """
         lead = "" if self.chats else " "
-        found: list[int] = []
-        for word in words:
-            ids = self.tokenizer(lead + word.strip(), add_special_tokens=False)["input_ids"]
+        return [self._first_token(lead + word.strip()) for word in words]
+
+    def _first_token(self, text: str) -> int:
+        if text not in self._first_tokens:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if ids and not self.tokenizer.decode(ids[:1]).strip():
                 ids = ids[1:]  # SentencePiece may give the leading space a token of its own
             if not ids or ids[0] == self.tokenizer.unk_token_id:
-                raise ConfigError(f"The tokenizer has no token for {word!r}. Choose a word that it knows.")
-            found.append(int(ids[0]))
-        return found
+                raise ConfigError(f"The tokenizer has no token for {text.strip()!r}. Choose a word that it knows.")
+            self._first_tokens[text] = int(ids[0])
+        return self._first_tokens[text]
 
     def behaviour_ids(self, behaviour: str) -> list[int]:
         """Tokens that stand for a behaviour, such as "refusal" or "harmful".

@@ -45,6 +45,7 @@ from subspace_probe.studies.context_knob_prompts import Prompts, confident, prom
 from subspace_probe.studies.context_knob_tables import (
     ABOUT,
     Scan,
+    answers,
     exchange_findings,
     layer_rows,
     scan_findings,
@@ -106,7 +107,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "n_train": 160,
         "n_validation": 80,
-        "n_test": 200,
+        "n_test": 160,
         "most_layers": 2,
         "steps": 50,
         "restarts": 0,
@@ -115,6 +116,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "small": {"n_train": 256, "n_validation": 100, "n_test": 300, "most_layers": 4},
     "paper": {"n_train": 2048, "n_validation": 400, "n_test": 1000, "steps": 256, "readout": "identity"},
 }
+_SCANNED = 40
+"""Pairs in the scan, which is run at every layer and position."""
 AUDITED = ("integrity", "exchange", "containment", "readable")
 """The checks on the clamp, besides random directions; specificity is asked at both constants by the study itself."""
 
@@ -134,8 +137,9 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     data = prompts_for(model, config, contrast)
     base = base_of(model, config)
     truth = truth_of(model) if contrast is None else ""  # of prompts of one's own nothing is known
-    written = written_rows(model, "tuned", data) + ([] if base is None else written_rows(base, "base", data))
-    findings = written_findings(model, data, truth, config.seed)
+    answered = answers(model, data)
+    written = written_rows("tuned", answered) + ([] if base is None else written_rows("base", answers(base, data)))
+    findings = written_findings(answered, truth, config.seed)
 
     train = confident(data.train, _right(model, data.train))
     scan = scan_states(model, train, data.test, config)
@@ -203,7 +207,7 @@ def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config:
 
     The direction is the difference of the intents' means on training prompts, which costs no training.
     """
-    some = contrast.first_pairs(80)
+    some = contrast.first_pairs(_SCANNED)
     positions = scanned(model, some, config)
     sources = source_rows(some, another=True, seed=config.seed)
     # the partner of a source has its question and the prompt's own intent

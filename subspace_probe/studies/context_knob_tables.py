@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import LAST, Where
 from subspace_probe.diagnostics.knob_controls import orthogonal_directions
 from subspace_probe.interventions.conditions import outcomes
-from subspace_probe.interventions.exchange_scan import exchange_scan, exchange_within, source_rows, turned
+from subspace_probe.interventions.exchange_scan import exchange_scan, exchange_within, source_rows
 from subspace_probe.interventions.layer_search import PUBLISHED, search_layers
 from subspace_probe.interventions.patchscope import FinalProbability
 from subspace_probe.linalg.resampling import bootstrap_statistic, percentile_interval
@@ -31,6 +32,8 @@ MARGIN = 0.1
 """Half-width of "no effect" on a rate: stated beforehand, the same everywhere."""
 WORKS = 0.5
 """Share of answers that must turn for a state to count as carrying the intent."""
+_SEARCHED = 24
+"""Pairs in the layer search."""
 _SOURCES = {False: "the same question", True: "another question"}
 
 ABOUT: Mapping[str, str] = {
@@ -105,12 +108,47 @@ def truth_of(model: HookedModel) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ written intents
-def written_rows(model: HookedModel, name: str, data: Prompts) -> list[dict[str, Any]]:
-    """What a model answers, one row a format of the intent."""
-    rows: list[dict[str, Any]] = []
+@final
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answers under one format of the intent.
+
+    Attributes:
+        right: 1 where a prompt gets its own answer, [n].
+        wrong: 1 where it gets its partner's, [n].
+    """
+
+    asked: Contrast
+    right: Float64[Tensor, " n"]
+    wrong: Float64[Tensor, " n"]
+
+
+@final
+class _PartnersAnswer:
+    name = "partner's answer"
+
+    def __init__(self, model: HookedModel) -> None:
+        self._accuracy = Accuracy(model)
+
+    def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]:
+        return self._accuracy(logits, [replace(prompt, answer=prompt.foil) for prompt in prompts])
+
+
+def answers(model: HookedModel, data: Prompts) -> dict[str, Answers]:
+    """What a model answers on test prompts, by the format of the intent."""
+    found: dict[str, Answers] = {}
     for form in data.formats:
         asked = data.under(data.test, form)
-        right, wrong = _both(model, asked)
+        right, wrong = outcomes(model, asked.prompts, [None], [Accuracy(model), _PartnersAnswer(model)])[:, 0]
+        found[form] = Answers(asked, right, wrong)
+    return found
+
+
+def written_rows(name: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    """What a model answers, one row a format of the intent."""
+    rows: list[dict[str, Any]] = []
+    for form, found in answered.items():
+        asked, right, wrong = found.asked, found.right, found.wrong
         label = torch.tensor(asked.labels, dtype=torch.bool)
         context, prior = torch.where(label, right, wrong), torch.where(label, wrong, right)
         rows.append({
@@ -127,13 +165,12 @@ def written_rows(model: HookedModel, name: str, data: Prompts) -> list[dict[str,
     return rows
 
 
-def written_findings(model: HookedModel, data: Prompts, truth: str, seed: int) -> list[Finding]:
+def written_findings(answered: Mapping[str, Answers], truth: str, seed: int) -> list[Finding]:
     """Pair accuracy under every format; its null exchanges the intents of each pair at random."""
     findings: list[Finding] = []
-    for form in data.formats:
-        asked = data.under(data.test, form)
-        right, wrong = _both(model, asked)
-        pairs, first = Pairs.of(asked), form == next(iter(data.formats))
+    for form, each in answered.items():
+        asked, right, wrong = each.asked, each.right, each.wrong
+        pairs, first = Pairs.of(asked), form == next(iter(answered))
         estimate, interval = mean_of(pairs.accuracy(right), pairs.groups, seed=seed)
         null = range_of(pairs.swapped(right, wrong, draws=200, seed=seed), "200 tests with intents exchanged at random")
         note = f"accuracy {float(right.mean()):.3f}; with meaningless intents {(null.low + null.high) / 2:.2f}"
@@ -150,13 +187,6 @@ def written_findings(model: HookedModel, data: Prompts, truth: str, seed: int) -
         found = replace(found, claim=claim, expected=expected)
         findings.append(found.judged("above", margin=MARGIN, no_effect=middle))
     return findings
-
-
-def _both(model: HookedModel, contrast: Contrast) -> tuple[Tensor, Tensor]:
-    """Whether each prompt gets its own answer, and whether it gets its partner's."""
-    accuracy = Accuracy(model)
-    right = outcomes(model, contrast.prompts, [None], [accuracy])[0, 0]
-    return right, outcomes(model, turned(contrast), [None], [accuracy])[0, 0]
 
 
 # ----------------------------------------------------------------------------------------------------------------- scan
@@ -224,7 +254,7 @@ def search_rows(model: HookedModel, contrast: Contrast, config: Settings) -> lis
     if config.readout not in ("final", "identity"):
         raise ConfigError(f"readout={config.readout!r} was given. Use 'final' or 'identity'.")
     readout = PUBLISHED if config.readout == "identity" else FinalProbability()
-    context, prior = contrast.first_pairs(48).sides()
+    context, prior = contrast.first_pairs(_SEARCHED).sides()
     # sides() gives both the same question; here each keeps its own answer
     own = {1: context.prompts, 0: tuple(replace(p, answer=p.foil, foil=p.answer) for p in prior.prompts)}
     shifted = {label: (*prompts[1:], prompts[0]) for label, prompts in own.items()}
