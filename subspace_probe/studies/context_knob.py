@@ -109,9 +109,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "n_validation": 80,
         "n_test": 160,
         "most_layers": 2,
-        "steps": 50,
+        "steps": 40,
         "restarts": 0,
-        "shares": 5,
+        "shares": 4,
     },
     "small": {"n_train": 256, "n_validation": 100, "n_test": 300, "most_layers": 4},
     "paper": {"n_train": 2048, "n_validation": 400, "n_test": 1000, "steps": 256, "readout": "identity"},
@@ -216,12 +216,13 @@ def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config:
     control: list[Tensor] = []
     for where in positions:
         gaps = _mean_differences(model, train, where)
-        for found, rows in ((along, sources), (control, partners[sources])):
-            found.append(exchange_within(model, some, rows, gaps, where=where))
+        along.append(exchange_within(model, some, sources, gaps, where=where))
+        best = gaps[int(along[-1].mean(1).argmax())]
+        control.append(exchange_within(model, some, partners[sources], [best], where=where)[0])
     whole = exchange_scan(model, some, partners, positions)
     return Scan(
         some, tuple(positions), tuple(texts_at(model, some, positions)), whole, torch.stack(along, 1),
-        torch.stack(control, 1),
+        torch.stack(control),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Findings and tables of the study on the context knob: written intents, where they sit, what a direction does."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -72,14 +72,15 @@ class Settings(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Whether an exchange of states turns the answer, shape [layer, position, n].
+    """Whether an exchange of states turns the answer, shape [layer, position, n] or, for the control, [position, n].
 
     Attributes:
         positions: the last token first.
         texts: the token there, where all prompts agree on it.
         whole: the whole state, from the partner in the pair.
         along: its component along the difference of the intents' means, from a prompt of another question.
-        control: the same from a prompt of another question and the same intent, which should turn nothing.
+        control: the same from a prompt of another question and the same intent, which should turn nothing, at the
+            layer that turns most.
     """
 
     contrast: Contrast
@@ -87,12 +88,13 @@ class Scan:
     texts: tuple[str, ...]
     whole: Float64[Tensor, "layer position n"]
     along: Float64[Tensor, "layer position n"]
-    control: Float64[Tensor, "layer position n"]
+    control: Float64[Tensor, "position n"]
 
     def named(self, position: int) -> str:
-        """A position with its token."""
+        """A position in words, with its token."""
         text = self.texts[position].strip()
-        return f"{self.positions[position]}{f' ({text})' if text else ''}"
+        place = f"token {position + 1} from the end" if position else "the last token"
+        return f"{place}{f' ({text})' if text else ''}"
 
 
 def truth_of(model: HookedModel) -> str:
@@ -200,12 +202,12 @@ def scan_findings(scan: Scan, truth: str, seed: int) -> list[Finding]:
         layer, column = divmod(int(rates[:, columns].argmax()), len(columns))
         position = columns[column]
         estimate, interval = mean_of(scan.along[layer, position], groups, seed=seed)
-        null = replace(mean_of(scan.control[layer, position], groups, seed=seed)[1], of="sources of the same intent")
+        null = replace(mean_of(scan.control[position], groups, seed=seed)[1], of="sources of the same intent")
         good = (name == "last") == (truth == "last")
         expected = (Expectation(above=WORKS) if good else Expectation(below=0.05)) if truth else None
         place = "the last token" if name == "last" else "a token before the last one"
         claim = f"at {place} the difference of the intents' means, from another question, turns the answer"
-        note = f"most at {scan.named(position)}, behind layer {layer}"
+        note = f"most behind layer {layer} at {scan.named(position)}"
         found = Finding(
             f"scan.{name}", claim, estimate, interval, null, len(scan.contrast), expected=expected, note=note
         )
@@ -333,6 +335,26 @@ def layer_rows(
     return rows
 
 
+def _transferred(
+    findings: Mapping[str, Finding], figure: Callable[[str], str], above: Callable[[str], str]
+) -> list[str]:
+    """On the untuned model and between the two; nothing where there is none."""
+    if math.isnan(findings["base.clamped"].estimate):
+        return ["No untuned model was given, so neither transfer nor the correlation over models was tried."]
+    lines = [
+        f"In the untuned model the same constants give {figure('base.clamped')}{above('base.clamped')}, against the "
+        f"written intent a gain of {figure('base.gain')}."
+    ]
+    if not math.isnan(findings["correlation.knob"].estimate):
+        lines.append(
+            "Over models between the two the rank correlation of the separation along the knob with pair accuracy is "
+            f"{figure('correlation.knob')} ({findings['correlation.knob'].note}). In every one of them the intents lie "
+            f"at least {findings['correlation.excess'].estimate:.0f} times farther apart along the knob than along a "
+            "typical direction."
+        )
+    return lines
+
+
 def summary(model: str, best: Subspace, strength: float, findings: Sequence[Finding]) -> list[str]:
     """The answer in a few sentences, each from the findings it names."""
     by_name = {finding.name: finding for finding in findings}
@@ -356,17 +378,14 @@ def summary(model: str, best: Subspace, strength: float, findings: Sequence[Find
     return [
         f"{model} answers {figure('written.instruction')} of held-out pairs as told by the written intent, and "
         f"{figure('written.none')} without one.",
-        f"The scan points to {said('scan.position')}: {where.note} the difference of the intents' means turns "
+        f"The scan points to {said('scan.position')}: {where.note}, the difference of the intents' means turns "
         f"{figure(where.name)} of the answers to other questions; at the last token at best {figure('scan.last')}.",
         f"One direction at {site} turns {figure('interchange.knob.another_question')} of the answers"
         f"{above('interchange.knob.another_question')}; behind the last layer one turns "
         f"{figure('interchange.last_layer.another_question')}.",
         f"Clamped to constants at {strength:g} gaps from the middle, without a written intent, it gives a pair "
-        f"accuracy of {figure('tuned.clamped')}{above('tuned.clamped')}. In the untuned model the same constants give "
-        f"{figure('base.clamped')}{above('base.clamped')}, against the written intent a gain of {figure('base.gain')}.",
-        f"Over models between the two the separation along the knob goes with pair accuracy by "
-        f"{figure('correlation.knob')}; {said('correlation.knob')}. At the least, {figure('correlation.excess')} times "
-        "as much of the separation lies along the knob as along a typical direction.",
+        f"accuracy of {figure('tuned.clamped')}{above('tuned.clamped')}.",
+        *_transferred(by_name, figure, above),
         f"Specificity, on prompts that the intent must not touch: set to prior, {said('specificity.prior')}; set to "
         f"context, {said('specificity.context')}.",
         "An answer is read off the first token of the reply.",
