@@ -16,7 +16,7 @@ pairs share a source; and the settings `context_text`, `prior_text` and `base`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
@@ -159,7 +159,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     exams = _examined(model, knob, data, config, progress)
     findings += [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
 
-    rows: dict[str, list[dict[str, Any]]] = {
+    rows: dict[str, Sequence[Mapping[str, Any]]] = {
         "written": written,
         "patch_sweep": scan_rows(scan),
         "search": search_rows(model, data.validation, config),
@@ -199,7 +199,7 @@ def base_of(model: HookedModel, config: Config) -> HookedModel | None:
         return None
     if name.startswith("organism:"):
         return load_model(organism_path(name.removeprefix("organism:"))).named(name)
-    return load_model(name, dtype=model.backend.dtype, device=model.backend.device)
+    return load_model(name, dtype=model.backend.dtype, device=str(model.backend.device))
 
 
 def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config: Config) -> Scan:
