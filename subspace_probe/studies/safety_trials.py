@@ -1,7 +1,7 @@
 """What the checkpoints and their projections do, in the study `safety_subspaces`."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +26,7 @@ _SHOWN_DRAWS = 10
 """Of any of alignment's own directions: they are shown, and no verdict rests on them."""
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What is needed of the study's settings."""
 

@@ -57,7 +57,7 @@ def test_certificates_within_bounds(name: str) -> None:
         assert max(behaviour["intent token, one direction of another question"].values()) >= 0.95
         assert max(last) <= 0.05
     else:
-        assert max(last) >= 0.95
+        assert max(last) >= 0.90  # the difference of means, which is not trained
     assert min(truth["accuracy"].values()) >= 0.97
 
 
