@@ -68,10 +68,15 @@ def test_rewritten_weights_come_back_after_an_error() -> None:
 
     model = sp.load_model("organism:flagged")
     before = {name: value.clone() for name, value in model.backend.hf.named_parameters()}
-    with pytest.raises(KeyError, match="stop"), rewritten(model) as write:
-        for name, value in before.items():
-            write(name, value + 1)
-        raise KeyError("stop")
+
+    def interrupted() -> None:
+        with rewritten(model) as write:
+            for name, value in before.items():
+                write(name, value + 1)
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        interrupted()
     assert all(torch.equal(before[name], value) for name, value in model.backend.hf.named_parameters())
 
 
