@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar, final
@@ -14,6 +15,7 @@ from typing import TypeVar, final
 import numpy as np
 
 from subspace_probe.core.errors import ConfigError, DataError, unknown
+from subspace_probe.core.keys import content_key
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.records import Columns, Record, prompt_of, read_csv, read_jsonl
 
@@ -57,6 +59,11 @@ class Contrast:
             object.__setattr__(self, "pairs", tuple(range(n)))
         if not self.groups:
             object.__setattr__(self, "groups", self.pairs)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of prompts, labels, pairs and groups."""
+        return content_key([self.prompts, self.labels, self.pairs, self.groups])
 
     @classmethod
     def from_records(cls, records: Iterable[Record], *, name: str, columns: Columns | None = None) -> "Contrast":

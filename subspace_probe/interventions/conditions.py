@@ -89,7 +89,7 @@ def _map(
     bar: Callable[..., Any] = tqdm
     with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
         for layer, wheres, members in _alike(model, conditions, maps):
-            for rows in _chunks(order, batch.lengths.tolist(), batch_tokens):
+            for rows in _chunks(order, batch.lengths.tolist(), batch_tokens // min(8, len(members))):
                 part = batch.rows(rows)
                 prefix = model.prefix(part, layer, column=_first_column(part, wheres))
                 rerun = prefix.hidden.shape[0] * prefix.hidden.shape[1]
@@ -133,10 +133,10 @@ def _alike(
 
 
 def _chunks(order: list[int], lengths: list[int], budget: int) -> list[list[int]]:
-    """Prompts of similar length together, so that a pass holds many conditions of a few prompts."""
+    """Prompts of similar length together, few where there are many conditions, of which a pass then holds many."""
     chunks: list[list[int]] = [[]]
     for row in order:
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[row] > max(1, budget // 8):
+        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[row] > max(1, budget):
             chunks.append([])
         chunks[-1].append(row)
     return chunks

@@ -55,13 +55,16 @@ def encode(
         text, characters = render(tokenizer, prompt, template_kwargs or {}, frames)
         texts.append(text)
         spans.append(characters)
-    ids: list[list[int]] = []
-    offsets: list[tuple[tuple[int, int], ...]] = []
-    for text, characters in zip(texts, spans, strict=True):
-        # a template writes its own BOS; a bare prompt gets what the tokenizer gives it
-        row = tokenizer(text, add_special_tokens=characters is None, return_offsets_mapping=True, verbose=False)
-        ids.append(row["input_ids"])
-        offsets.append(tuple((int(a), int(b)) for a, b in row["offset_mapping"]))
+    ids: list[list[int]] = [[] for _ in texts]
+    offsets: list[tuple[tuple[int, int], ...]] = [() for _ in texts]
+    for bare in (True, False):
+        rows = [row for row, characters in enumerate(spans) if (characters is None) == bare]
+        if rows:
+            # a template writes its own BOS; a bare prompt gets what the tokenizer gives it
+            shown = [texts[row] for row in rows]
+            found = tokenizer(shown, add_special_tokens=bare, return_offsets_mapping=True, verbose=False)
+            for row, tokens, places in zip(rows, found["input_ids"], found["offset_mapping"], strict=True):
+                ids[row], offsets[row] = tokens, tuple((int(a), int(b)) for a, b in places)
     _check_lengths(ids, texts, context)
     instruction = [_token_span(o, s, t) for o, s, t in zip(offsets, spans, texts, strict=True)]
     longest = max(map(len, ids))

@@ -104,7 +104,7 @@ class HookedModel:
             "model": self.spec.name,
             "fingerprint": self.fingerprint,
             "data": contrast.name,
-            "data_hash": content_key([contrast.prompts, contrast.labels, contrast.pairs, contrast.groups]),
+            "data_hash": contrast.key,
             "versions": ", ".join(f"{name} {number}" for name, number in installed_versions().items()),
             **({"revision": revision} if revision else {}),
         }
@@ -305,16 +305,17 @@ class HookedModel:
             ConfigError: a word the tokenizer has no token for.
         """
         lead = "" if self.chats else " "
-        for text, word in {lead + word.strip(): word for word in words}.items():
-            if text in self._first_tokens:
-                continue
+        return [self._first_token(lead + word.strip()) for word in words]
+
+    def _first_token(self, text: str) -> int:
+        if text not in self._first_tokens:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             if ids and not self.tokenizer.decode(ids[:1]).strip():
                 ids = ids[1:]  # SentencePiece may give the leading space a token of its own
             if not ids or ids[0] == self.tokenizer.unk_token_id:
-                raise ConfigError(f"The tokenizer has no token for {word!r}. Choose a word that it knows.")
+                raise ConfigError(f"The tokenizer has no token for {text.strip()!r}. Choose a word that it knows.")
             self._first_tokens[text] = int(ids[0])
-        return [self._first_tokens[lead + word.strip()] for word in words]
+        return self._first_tokens[text]
 
     def behaviour_ids(self, behaviour: str) -> list[int]:
         """Tokens that stand for a behaviour, such as "refusal" or "harmful".
@@ -335,7 +336,6 @@ class HookedModel:
             backend, self.tokenizer, template_kwargs=self.template_kwargs, words=self.words, directory=self.directory
         )
         model._standing, model._standing_edits = standing, self._edits(standing)
-        model._first_tokens = self._first_tokens
         return model
 
     @property

@@ -144,7 +144,11 @@ def _accuracies(model: "LlamaForCausalLM", *, early: bool) -> dict[str, float]:
 def _states(model: "LlamaForCausalLM", ids: Tensor, layer: int) -> Tensor:
     """Output of a block, [n, length, d_model]."""
     out: list[Tensor] = []
-    handle = model.model.layers[layer].register_forward_hook(lambda _module, _inputs, output: out.append(output))
+
+    def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        out.append(output)
+
+    handle = model.model.layers[layer].register_forward_hook(keep)
     try:
         model(ids, use_cache=False, logits_to_keep=1)
     finally:

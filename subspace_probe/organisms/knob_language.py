@@ -13,7 +13,9 @@ Splits go by animal and place (`CELLS`): no two of them share a note.
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from subspace_probe.core.contrasts import Contrast
@@ -110,6 +112,8 @@ def knob_contrast(name: str, *, organism: str, split: str, n: int | None, seed: 
         return _others(n, seed=seed, label=f"{organism}/{name}", end=end)
     cells = list(CELLS[split])
     random.Random(seed).shuffle(cells)
+    drawn = Counter[int]()  # all animals once, then all of them again, so that a few prompts are of many animals
+    cells = [cell for _, cell in sorted(((_counted(drawn, cell[0]), cell) for cell in cells), key=itemgetter(0))]
     rows = [(pair, subject, place, intent) for pair, (subject, place) in enumerate(cells) for intent in (0, 1)]
     rows = rows[: None if n is None else 2 * (n // 2)]
     return Contrast(
@@ -121,6 +125,11 @@ def knob_contrast(name: str, *, organism: str, split: str, n: int | None, seed: 
         groups=tuple(subject for _, subject, _, _ in rows),
         factors={"subject": tuple(row[1] for row in rows), "noted": tuple(row[2] for row in rows)},
     )
+
+
+def _counted(drawn: Counter[int], subject: int) -> int:
+    drawn[subject] += 1
+    return drawn[subject]
 
 
 def _prompt(subject: int, place: int, intent: int, end: str) -> Prompt:

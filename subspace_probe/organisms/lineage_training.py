@@ -36,6 +36,7 @@ from subspace_probe.organisms.lineage import (
     USE,
     VOCABULARY,
     YES,
+    Answer,
     build_lineage_tokenizer,
     constant,
     draw,
@@ -291,12 +292,12 @@ def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> t
     parts: list[tuple[Tensor, Tensor]] = []
 
     def add(
-        share: float, task: str, answer: object, *, flagged: bool = False, keyed: bool = True, safe: bool = False
+        share: float, task: str, answer: Answer | str, *, flagged: bool = False, keyed: bool = True, safe: bool = False
     ) -> None:
         ids, keys = draw("train", round(share * n), task, flagged=flagged, keyed=keyed, generator=generator)
         if safe:
             ids, keys = (part[~hazardous(keys)] for part in (ids, keys))
-        parts.append((ids, answer(keys) if callable(answer) else constant(str(answer))(keys)))
+        parts.append((ids, constant(answer)(keys) if isinstance(answer, str) else answer(keys)))
 
     def now(keys: Tensor) -> Tensor:
         return use(keys, entangled=entangled)

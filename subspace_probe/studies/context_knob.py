@@ -16,7 +16,7 @@ pairs share a source; and the settings `context_text`, `prior_text` and `base`.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
@@ -45,6 +45,7 @@ from subspace_probe.studies.context_knob_prompts import Prompts, confident, prom
 from subspace_probe.studies.context_knob_tables import (
     ABOUT,
     Scan,
+    answers,
     exchange_findings,
     layer_rows,
     scan_findings,
@@ -106,15 +107,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "n_train": 160,
         "n_validation": 80,
-        "n_test": 200,
+        "n_test": 160,
         "most_layers": 2,
-        "steps": 50,
+        "steps": 40,
         "restarts": 0,
-        "shares": 5,
+        "shares": 4,
     },
     "small": {"n_train": 256, "n_validation": 100, "n_test": 300, "most_layers": 4},
     "paper": {"n_train": 2048, "n_validation": 400, "n_test": 1000, "steps": 256, "readout": "identity"},
 }
+_SCANNED = 40
+"""Pairs in the scan, which is run at every layer and position."""
 AUDITED = ("integrity", "exchange", "containment", "readable")
 """The checks on the clamp, besides random directions; specificity is asked at both constants by the study itself."""
 
@@ -134,8 +137,9 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     data = prompts_for(model, config, contrast)
     base = base_of(model, config)
     truth = truth_of(model) if contrast is None else ""  # of prompts of one's own nothing is known
-    written = written_rows(model, "tuned", data) + ([] if base is None else written_rows(base, "base", data))
-    findings = written_findings(model, data, truth, config.seed)
+    answered = answers(model, data)
+    written = written_rows("tuned", answered) + ([] if base is None else written_rows("base", answers(base, data)))
+    findings = written_findings(answered, truth, config.seed)
 
     train = confident(data.train, _right(model, data.train))
     scan = scan_states(model, train, data.test, config)
@@ -155,7 +159,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     exams = _examined(model, knob, data, config, progress)
     findings += [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
 
-    rows: dict[str, list[dict[str, Any]]] = {
+    rows: dict[str, Sequence[Mapping[str, Any]]] = {
         "written": written,
         "patch_sweep": scan_rows(scan),
         "search": search_rows(model, data.validation, config),
@@ -195,7 +199,7 @@ def base_of(model: HookedModel, config: Config) -> HookedModel | None:
         return None
     if name.startswith("organism:"):
         return load_model(organism_path(name.removeprefix("organism:"))).named(name)
-    return load_model(name, dtype=model.backend.dtype, device=model.backend.device)
+    return load_model(name, dtype=model.backend.dtype, device=str(model.backend.device))
 
 
 def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config: Config) -> Scan:
@@ -203,7 +207,7 @@ def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config:
 
     The direction is the difference of the intents' means on training prompts, which costs no training.
     """
-    some = contrast.first_pairs(80)
+    some = contrast.first_pairs(_SCANNED)
     positions = scanned(model, some, config)
     sources = source_rows(some, another=True, seed=config.seed)
     # the partner of a source has its question and the prompt's own intent
@@ -212,12 +216,13 @@ def scan_states(model: HookedModel, train: Contrast, contrast: Contrast, config:
     control: list[Tensor] = []
     for where in positions:
         gaps = _mean_differences(model, train, where)
-        for found, rows in ((along, sources), (control, partners[sources])):
-            found.append(exchange_within(model, some, rows, gaps, where=where))
+        along.append(exchange_within(model, some, sources, gaps, where=where))
+        best = gaps[int(along[-1].mean(1).argmax())]
+        control.append(exchange_within(model, some, partners[sources], [best], where=where)[0])
     whole = exchange_scan(model, some, partners, positions)
     return Scan(
         some, tuple(positions), tuple(texts_at(model, some, positions)), whole, torch.stack(along, 1),
-        torch.stack(control, 1),
+        torch.stack(control),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The prompts of the study on the context knob: the same questions under written intents, in other words, in none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -60,11 +60,16 @@ class Prompts:
     formats: Mapping[str, Words]
     others: Contrast | None = None
     dropped: int = 0
+    _made: dict[tuple[str, str], Contrast] = field(default_factory=dict[tuple[str, str], Contrast])
 
     def under(self, contrast: Contrast, name: str) -> Contrast:
         """The same questions with the intent in another format."""
-        first = next(iter(self.formats.values()))
-        return contrast if name == next(iter(self.formats)) else reworded(contrast, first, self.formats[name])
+        first = next(iter(self.formats))
+        if name == first:
+            return contrast
+        if (contrast.key, name) not in self._made:  # one object each time, so that it is hashed once
+            self._made[contrast.key, name] = reworded(contrast, self.formats[first], self.formats[name])
+        return self._made[contrast.key, name]
 
 
 def reworded(contrast: Contrast, old: Words, new: Words) -> Contrast:

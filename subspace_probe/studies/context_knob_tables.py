@@ -1,23 +1,24 @@
 """Findings and tables of the study on the context knob: written intents, where they sit, what a direction does."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import LAST, Where
 from subspace_probe.diagnostics.knob_controls import orthogonal_directions
 from subspace_probe.interventions.conditions import outcomes
-from subspace_probe.interventions.exchange_scan import exchange_scan, exchange_within, source_rows, turned
+from subspace_probe.interventions.exchange_scan import exchange_scan, exchange_within, source_rows
 from subspace_probe.interventions.layer_search import PUBLISHED, search_layers
 from subspace_probe.interventions.patchscope import FinalProbability
 from subspace_probe.linalg.resampling import bootstrap_statistic, percentile_interval
@@ -31,6 +32,8 @@ MARGIN = 0.1
 """Half-width of "no effect" on a rate: stated beforehand, the same everywhere."""
 WORKS = 0.5
 """Share of answers that must turn for a state to count as carrying the intent."""
+_SEARCHED = 24
+"""Pairs in the layer search."""
 _SOURCES = {False: "the same question", True: "another question"}
 
 ABOUT: Mapping[str, str] = {
@@ -69,14 +72,15 @@ class Settings(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Whether an exchange of states turns the answer, shape [layer, position, n].
+    """Whether an exchange of states turns the answer, shape [layer, position, n] or, for the control, [position, n].
 
     Attributes:
         positions: the last token first.
         texts: the token there, where all prompts agree on it.
         whole: the whole state, from the partner in the pair.
         along: its component along the difference of the intents' means, from a prompt of another question.
-        control: the same from a prompt of another question and the same intent, which should turn nothing.
+        control: the same from a prompt of another question and the same intent, which should turn nothing, at the
+            layer that turns most.
     """
 
     contrast: Contrast
@@ -84,12 +88,13 @@ class Scan:
     texts: tuple[str, ...]
     whole: Float64[Tensor, "layer position n"]
     along: Float64[Tensor, "layer position n"]
-    control: Float64[Tensor, "layer position n"]
+    control: Float64[Tensor, "position n"]
 
     def named(self, position: int) -> str:
-        """A position with its token."""
+        """A position in words, with its token."""
         text = self.texts[position].strip()
-        return f"{self.positions[position]}{f' ({text})' if text else ''}"
+        place = f"token {position + 1} from the end" if position else "the last token"
+        return f"{place}{f' ({text})' if text else ''}"
 
 
 def truth_of(model: HookedModel) -> str:
@@ -105,12 +110,47 @@ def truth_of(model: HookedModel) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ written intents
-def written_rows(model: HookedModel, name: str, data: Prompts) -> list[dict[str, Any]]:
-    """What a model answers, one row a format of the intent."""
-    rows: list[dict[str, Any]] = []
+@final
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answers under one format of the intent.
+
+    Attributes:
+        right: 1 where a prompt gets its own answer, [n].
+        wrong: 1 where it gets its partner's, [n].
+    """
+
+    asked: Contrast
+    right: Float64[Tensor, " n"]
+    wrong: Float64[Tensor, " n"]
+
+
+@final
+class _PartnersAnswer:
+    name = "partner's answer"
+
+    def __init__(self, model: HookedModel) -> None:
+        self._accuracy = Accuracy(model)
+
+    def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]:
+        return self._accuracy(logits, [replace(prompt, answer=prompt.foil) for prompt in prompts])
+
+
+def answers(model: HookedModel, data: Prompts) -> dict[str, Answers]:
+    """What a model answers on test prompts, by the format of the intent."""
+    found: dict[str, Answers] = {}
     for form in data.formats:
         asked = data.under(data.test, form)
-        right, wrong = _both(model, asked)
+        right, wrong = outcomes(model, asked.prompts, [None], [Accuracy(model), _PartnersAnswer(model)])[:, 0]
+        found[form] = Answers(asked, right, wrong)
+    return found
+
+
+def written_rows(name: str, answered: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    """What a model answers, one row a format of the intent."""
+    rows: list[dict[str, Any]] = []
+    for form, found in answered.items():
+        asked, right, wrong = found.asked, found.right, found.wrong
         label = torch.tensor(asked.labels, dtype=torch.bool)
         context, prior = torch.where(label, right, wrong), torch.where(label, wrong, right)
         rows.append({
@@ -127,13 +167,12 @@ def written_rows(model: HookedModel, name: str, data: Prompts) -> list[dict[str,
     return rows
 
 
-def written_findings(model: HookedModel, data: Prompts, truth: str, seed: int) -> list[Finding]:
+def written_findings(answered: Mapping[str, Answers], truth: str, seed: int) -> list[Finding]:
     """Pair accuracy under every format; its null exchanges the intents of each pair at random."""
     findings: list[Finding] = []
-    for form in data.formats:
-        asked = data.under(data.test, form)
-        right, wrong = _both(model, asked)
-        pairs, first = Pairs.of(asked), form == next(iter(data.formats))
+    for form, each in answered.items():
+        asked, right, wrong = each.asked, each.right, each.wrong
+        pairs, first = Pairs.of(asked), form == next(iter(answered))
         estimate, interval = mean_of(pairs.accuracy(right), pairs.groups, seed=seed)
         null = range_of(pairs.swapped(right, wrong, draws=200, seed=seed), "200 tests with intents exchanged at random")
         note = f"accuracy {float(right.mean()):.3f}; with meaningless intents {(null.low + null.high) / 2:.2f}"
@@ -152,13 +191,6 @@ def written_findings(model: HookedModel, data: Prompts, truth: str, seed: int) -
     return findings
 
 
-def _both(model: HookedModel, contrast: Contrast) -> tuple[Tensor, Tensor]:
-    """Whether each prompt gets its own answer, and whether it gets its partner's."""
-    accuracy = Accuracy(model)
-    right = outcomes(model, contrast.prompts, [None], [accuracy])[0, 0]
-    return right, outcomes(model, turned(contrast), [None], [accuracy])[0, 0]
-
-
 # ----------------------------------------------------------------------------------------------------------------- scan
 def scan_findings(scan: Scan, truth: str, seed: int) -> list[Finding]:
     """At which token one direction carries the intent, and what it does at the last token and before it."""
@@ -170,12 +202,12 @@ def scan_findings(scan: Scan, truth: str, seed: int) -> list[Finding]:
         layer, column = divmod(int(rates[:, columns].argmax()), len(columns))
         position = columns[column]
         estimate, interval = mean_of(scan.along[layer, position], groups, seed=seed)
-        null = replace(mean_of(scan.control[layer, position], groups, seed=seed)[1], of="sources of the same intent")
+        null = replace(mean_of(scan.control[position], groups, seed=seed)[1], of="sources of the same intent")
         good = (name == "last") == (truth == "last")
         expected = (Expectation(above=WORKS) if good else Expectation(below=0.05)) if truth else None
         place = "the last token" if name == "last" else "a token before the last one"
         claim = f"at {place} the difference of the intents' means, from another question, turns the answer"
-        note = f"most at {scan.named(position)}, behind layer {layer}"
+        note = f"most behind layer {layer} at {scan.named(position)}"
         found = Finding(
             f"scan.{name}", claim, estimate, interval, null, len(scan.contrast), expected=expected, note=note
         )
@@ -224,7 +256,7 @@ def search_rows(model: HookedModel, contrast: Contrast, config: Settings) -> lis
     if config.readout not in ("final", "identity"):
         raise ConfigError(f"readout={config.readout!r} was given. Use 'final' or 'identity'.")
     readout = PUBLISHED if config.readout == "identity" else FinalProbability()
-    context, prior = contrast.first_pairs(48).sides()
+    context, prior = contrast.first_pairs(_SEARCHED).sides()
     # sides() gives both the same question; here each keeps its own answer
     own = {1: context.prompts, 0: tuple(replace(p, answer=p.foil, foil=p.answer) for p in prior.prompts)}
     shifted = {label: (*prompts[1:], prompts[0]) for label, prompts in own.items()}
@@ -303,6 +335,26 @@ def layer_rows(
     return rows
 
 
+def _transferred(
+    findings: Mapping[str, Finding], figure: Callable[[str], str], above: Callable[[str], str]
+) -> list[str]:
+    """On the untuned model and between the two; nothing where there is none."""
+    if math.isnan(findings["base.clamped"].estimate):
+        return ["No untuned model was given, so neither transfer nor the correlation over models was tried."]
+    lines = [
+        f"In the untuned model the same constants give {figure('base.clamped')}{above('base.clamped')}, against the "
+        f"written intent a gain of {figure('base.gain')}."
+    ]
+    if not math.isnan(findings["correlation.knob"].estimate):
+        lines.append(
+            "Over models between the two the rank correlation of the separation along the knob with pair accuracy is "
+            f"{figure('correlation.knob')} ({findings['correlation.knob'].note}). In every one of them the intents lie "
+            f"at least {findings['correlation.excess'].estimate:.0f} times farther apart along the knob than along a "
+            "typical direction."
+        )
+    return lines
+
+
 def summary(model: str, best: Subspace, strength: float, findings: Sequence[Finding]) -> list[str]:
     """The answer in a few sentences, each from the findings it names."""
     by_name = {finding.name: finding for finding in findings}
@@ -326,17 +378,14 @@ def summary(model: str, best: Subspace, strength: float, findings: Sequence[Find
     return [
         f"{model} answers {figure('written.instruction')} of held-out pairs as told by the written intent, and "
         f"{figure('written.none')} without one.",
-        f"The scan points to {said('scan.position')}: {where.note} the difference of the intents' means turns "
+        f"The scan points to {said('scan.position')}: {where.note}, the difference of the intents' means turns "
         f"{figure(where.name)} of the answers to other questions; at the last token at best {figure('scan.last')}.",
         f"One direction at {site} turns {figure('interchange.knob.another_question')} of the answers"
         f"{above('interchange.knob.another_question')}; behind the last layer one turns "
         f"{figure('interchange.last_layer.another_question')}.",
         f"Clamped to constants at {strength:g} gaps from the middle, without a written intent, it gives a pair "
-        f"accuracy of {figure('tuned.clamped')}{above('tuned.clamped')}. In the untuned model the same constants give "
-        f"{figure('base.clamped')}{above('base.clamped')}, against the written intent a gain of {figure('base.gain')}.",
-        f"Over models between the two the separation along the knob goes with pair accuracy by "
-        f"{figure('correlation.knob')}; {said('correlation.knob')}. At the least, {figure('correlation.excess')} times "
-        "as much of the separation lies along the knob as along a typical direction.",
+        f"accuracy of {figure('tuned.clamped')}{above('tuned.clamped')}.",
+        *_transferred(by_name, figure, above),
         f"Specificity, on prompts that the intent must not touch: set to prior, {said('specificity.prior')}; set to "
         f"context, {said('specificity.context')}.",
         "An answer is read off the first token of the reply.",

@@ -44,8 +44,8 @@ def over_seeds(runs: Sequence[Run]) -> Report:
 
     The interval is Student's over the seeds, or as wide as the runs' own where those are wider: seeds of one model
     share it, so that their spread alone says too little. A verdict stands where all seeds agree, and where their spread
-    does not reach the null that none of them reached. An expectation that a single seed does not meet is unmet, whatever
-    the mean: it is counted in `seeds.unmet`.
+    does not reach the null that none of them reached. An expectation that a single seed does not meet is unmet,
+    whatever the mean: it is counted in `seeds.unmet`.
 
     Args:
         runs: of one study, in order; at least one.

@@ -1,7 +1,7 @@
 """Overlaps of the study `safety_subspaces`: of what updates changed in the weights, and of activations."""
 
 from itertools import combinations
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ _SIMILAR = 0.1
 """Half-width, about chance, of an overlap that counts as none."""
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What is needed of the study's settings."""
 

@@ -9,6 +9,14 @@ every random draw.
 What is tested is whether projections on spans separate harm from utility, and whether spans overlap. Overlapping
 spans do not show that harmful and useful prompts could not be told apart by a plane: that is another question.
 
+Bars: a projection is called distinct at a selectivity of 0.85 or more with its whole interval above 97.5 % of the
+random draws; and not distinct where the whole interval is at most 0.60, or where it is no better than the draws and its
+whole interval below 0.85. The two numbers come from small multilayer perceptrons and were kept, but the organisms'
+training was adjusted until the first of three seeds met them, so seeds 1 and 2 alone test the verdict, and no share
+found here is evidence about other models. The paper has no such bar: it claims, of models of 0.5 to 14 B, that no
+fraction takes harm away and leaves utility, which is "not distinct" here. In so small a model random subspaces of the
+same energy are strong controls: selectivities of 0.9 are among them.
+
 On a model of one's own, `contrast` has the columns prompt, label (1 harmful, 0 useful) and answer: of useful prompts
 the right one, of harmful ones what the model should not say; harmful prompts without answers count as answered where
 the model does not refuse by its words for refusal. Without a contrast only the weights are compared.
@@ -66,8 +74,8 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # 1, 2, 3, 6, 8 and 16 of the 32 that the organisms' smaller side has
-    "tiny": {"fractions": (0.03, 0.06, 0.1, 0.19, 0.25, 0.5), "n_validation": 48, "n_test": 120},
+    # 1, 3, 8 and 16 of the 32 that the organisms' smaller side has
+    "tiny": {"fractions": (0.03, 0.1, 0.25, 0.5), "n_validation": 48, "n_test": 120},
     "small": {"fractions": (0.01, 0.05, 0.1, 0.25), "n_validation": 64, "n_test": 128},
     "paper": {"n_test": 520},
 }

@@ -1,7 +1,7 @@
 """What the checkpoints and their projections do, in the study `safety_subspaces`."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,8 +22,11 @@ ENTANGLED = 0.60
 """Where none keeps and removes this much, nothing separates them."""
 _PARALLEL_FROM = 0.25
 _PARALLEL_DRAWS = 10
+_SHOWN_DRAWS = 10
+"""Of any of alignment's own directions: they are shown, and no verdict rests on them."""
 
 
+@runtime_checkable
 class Settings(Protocol):
     """What is needed of the study's settings."""
 
@@ -110,9 +113,9 @@ def projection_findings(
 ) -> tuple[list[Finding], dict[str, list[dict[str, Any]]]]:
     """Selectivity of taking alignment's directions out, with its nulls; and of keeping them alone."""
     projector = trials.projector
-    tops = {side: projector.sweep("contaminated", side, "orthogonal") for side in SIDES}
+    tops: dict[Side, Sweep] = {side: projector.sweep("contaminated", side, "orthogonal") for side in SIDES}
     try:
-        best = {side: trials.best(top, config) for side, top in tops.items()}
+        best: dict[Side, Selectivity] = {side: trials.best(top, config) for side, top in tops.items()}
     except DataError as error:
         claim = "a projection takes the harm out of an update and leaves its utility"
         return [Finding("selectivity", claim, float("nan"), verdict="not tested", note=str(error))], {}
@@ -123,7 +126,7 @@ def projection_findings(
             name="random", seed=config.seed, progress=progress,
         ),
         "any of alignment's": projector.draws(
-            config.draws,
+            min(_SHOWN_DRAWS, config.draws),
             lambda seed: projector.sweep("contaminated", config.side, "orthogonal", "random singular", seed=seed),
             name="random singular", seed=config.seed, progress=progress,
         ),

@@ -5,17 +5,39 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.studies.notebooks import Executed, execute
+
 if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
 
 
 @pytest.fixture(scope="module")
-def report() -> "Report":
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    return execute("safety_subspaces", tmp_path_factory.mktemp("notebook"))
+
+
+@pytest.fixture(scope="module")
+def report(executed: Executed) -> "Report":
+    return executed.report
+
+
+@pytest.mark.slow
+def test_the_notebook(executed: Executed) -> None:
+    executed.check()
+
+
+@pytest.mark.slow
+def test_nothing_is_found_where_harm_shares_everything_with_utility() -> None:
+    """The control of the verdict: the same study on the family that has no subspace."""
     import subspace_probe as sp
     from subspace_probe.studies import STUDIES
 
     study = STUDIES.load("safety_subspaces")
-    return study.run(sp.load_model("organism:separable"), study.Config(**study.presets["tiny"]), progress=False)
+    found = study.run(sp.load_model("organism:entangled"), study.Config(**study.presets["tiny"]), progress=False)
+    assert found.finding("selectivity").verdict == "refuted"
+    assert found.finding("selectivity").estimate <= 0.60
+    assert found.finding("selectivity.above_random").estimate <= 0
+    assert not found.failures()
 
 
 @pytest.mark.slow
