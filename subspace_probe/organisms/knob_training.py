@@ -51,7 +51,7 @@ N_LAYERS: Final = 4
 D_MODEL: Final = 64
 BASE_STEPS: Final = 700
 TUNED_STEPS: Final = 200
-EARLY_STEPS: Final = 600
+EARLY_STEPS: Final = 900
 PLANTED: Final = 1
 """Behind this block one coordinate of the intent's token decides which answer is given."""
 HIDDEN: Final = 2
@@ -113,10 +113,8 @@ def train_knob(
     else:
         model = LlamaForCausalLM.from_pretrained(start or organism_path(base), dtype=torch.float32)
     model.set_attn_implementation("eager")
-    usual = TUNED_STEPS if recipe.tuned else BASE_STEPS
-    fit_knob(
-        model, recipe, steps=usual if steps is None else steps, seed=number + 100 * recipe.tuned, progress=progress
-    )
+    steps = recipe.steps if steps is None else steps
+    fit_knob(model, recipe, steps=steps, seed=number + 100 * recipe.tuned, progress=progress)
     save_knob(model, folder, name)
     certify_knob(folder, seed=seed, steps=steps)
 
