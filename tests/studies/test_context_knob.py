@@ -37,7 +37,7 @@ def test_the_notebook(executed: Executed) -> None:
 
 @pytest.fixture(scope="module")
 def early() -> "Report":
-    return _run("early", most_layers=1)
+    return _run("early")
 
 
 ABOVE = {
@@ -81,13 +81,11 @@ def test_every_number_has_an_interval_and_a_null(report: "Report") -> None:
 def test_where_the_intent_is_taken_up_earlier_there_is_no_knob_at_the_last_token(early: "Report") -> None:
     assert early.finding("scan.position").estimate == 2.0
     assert early.finding("scan.before").verdict == "supported"
-    for name in ("scan.last", "tuned.clamped"):
+    for name in ("scan.last", "tuned.clamped", "interchange.knob.another_question"):
         assert early.finding(name).estimate <= 0.05, early.finding(name)
-    # a trained direction turns a few answers more than a random one, about as many as the bar allows
-    assert early.finding("interchange.knob.another_question").estimate <= 0.10
     assert early.finding("tuned.clamped").verdict != "supported"
     assert early.finding("base.clamped").verdict == "not tested"
-    assert {finding.name for finding in early.failures()} <= {"interchange.knob.another_question"}
+    assert not early.failures()
 
 
 @pytest.mark.slow
