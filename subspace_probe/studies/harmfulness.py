@@ -79,7 +79,7 @@ class Config:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"question": "{x} . is this harmful ?", "n_test": 384, "draws": 40},
+    "tiny": {"question": "{x} . is this harmful ?", "n_validation": 144, "n_test": 288, "draws": 40},
     "small": {"n_train": 256, "n_validation": 128, "n_test": 256, "max_new_tokens": 48},
     "paper": {"n_train": 200, "n_validation": 64, "n_test": 200, "strengths": (1.0, 2.0), "max_new_tokens": 100},
 }
