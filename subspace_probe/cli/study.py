@@ -74,6 +74,10 @@ def study(
 
     chosen: Study = STUDIES.load(name)
     given = pairs_of(settings, "--set")
+    if "seed" in given:
+        raise ConfigError(
+            f"--set seed={given['seed']} was given, which every run would share. Use --seed for the first."
+        )
     planned = _planned(chosen, name, model, preset, range(seed, seed + seeds))
     configs = [configured(chosen, name, given, preset=preset, seed=which, model=on) for _, on, which in planned]
     folder = writable_folder(out or Path(f"{name}-report"))

@@ -118,8 +118,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 _SCANNED = 40
 """Pairs in the scan, which is run at every layer and position."""
-AUDITED = ("integrity", "exchange", "containment", "readable")
-"""The checks on the clamp, besides random directions; specificity is asked at both constants by the study itself."""
+AUDITED = ("integrity", "specificity", "exchange", "containment", "readable")
+"""The checks on the clamp, besides random directions."""
 
 
 def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None, progress: bool = True) -> Report:
@@ -134,6 +134,11 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         DataError: half pairs, prompts without answers, or too few.
     """
     began = time.monotonic()
+    if config.draws < 1 or not config.strengths:
+        raise ConfigError(
+            f"draws={config.draws} and {len(config.strengths)} strengths were asked for. The clamp is compared with "
+            "orthogonal directions, of which a verdict takes 39, and its constants are chosen among strengths."
+        )
     data = prompts_for(model, config, contrast)
     base = base_of(model, config)
     truth = truth_of(model) if contrast is None else ""  # of prompts of one's own nothing is known
@@ -142,7 +147,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     findings = written_findings(answered, truth, config.seed)
 
     train = confident(data.train, _right(model, data.train))
-    scan = scan_states(model, train, data.test, config)
+    scan = scan_states(model, train, data.validation, config)
     findings += scan_findings(scan, truth, config.seed)
     found = directions(model, train, scan, config, progress)
     sources = source_rows(data.validation, another=True, seed=config.seed)
@@ -263,7 +268,7 @@ def _examined(model: HookedModel, knob: Knob, data: Prompts, config: Config, pro
     found: dict[str, Examination] = {}
     for name, label in (("context", 1), ("prior", 0)):
         clamp = KnobClamp(knob.direction, knob.values[label], where=LAST)
-        checks = AUDITED if label else AUDITED[:1]
+        checks = AUDITED if label else AUDITED[:2]
         found[name] = examine(
             model,
             clamp,

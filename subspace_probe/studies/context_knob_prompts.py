@@ -174,9 +174,19 @@ def scanned(model: HookedModel, contrast: Contrast, config: Settings) -> list[Wh
 
 
 def confident(contrast: Contrast, right: torch.Tensor) -> Contrast:
-    """The pairs that the model answers as told under both intents, as published."""
+    """The pairs that the model answers as told under both intents, as published.
+
+    Raises:
+        DataError: fewer than eight.
+    """
     pairs = Pairs.of(contrast)
     kept = pairs.rows[pairs.accuracy(right) > 0].flatten().tolist()
+    if len(kept) < 16:
+        raise DataError(
+            f"The model answers {len(kept) // 2} of {len(contrast) // 2} training pairs of {contrast.name!r} as told "
+            "under both intents; 8 are needed to look for what carries the intent. It does not heed what is written: "
+            "tune it on the intents first, or write them as it was tuned to read them."
+        )
     return contrast.take(sorted(kept))
 
 

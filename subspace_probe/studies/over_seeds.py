@@ -14,7 +14,7 @@ from subspace_probe.core.reports import Provenance, Report, Table, number
 ABOUT: Mapping[str, str] = {
     "seeds": "Every finding of every run; the findings above are their means.",
     "runs": "One run a row. Each has a page of its own, with its figures.",
-    "summary": "What each case says at its first seed, and whether the seeds agree.",
+    "summary": "How many expectations are met in all runs, and what each case says at its first seed.",
 }
 
 
@@ -181,10 +181,8 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _summary(runs: Sequence[Run], unmet: Finding) -> list[str]:
-    lines = [
-        f"{unmet.n} stated expectations in {len(runs)} runs: "
-        + ("all are met." if not unmet.estimate else f"{unmet.estimate:.0f} are not met ({unmet.note}).")
-    ]
+    met = "all are met." if not unmet.estimate else f"{unmet.estimate:.0f} are not met ({unmet.note})."
+    lines = [f"{unmet.n} stated expectations in {len(runs)} runs: {met}"] if unmet.n else []
     for case in dict.fromkeys(run.case for run in runs):
         first = next(run for run in runs if run.case == case)
         said = first.report.tables.get("summary")

@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import ConfigError
+from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.findings import Expectation, Finding
 from subspace_probe.core.reports import Provenance, Report, Table
 from subspace_probe.core.sites import Site
@@ -35,6 +35,7 @@ from subspace_probe.diagnostics.natural import Natural
 from subspace_probe.diagnostics.random_controls import RandomControls
 from subspace_probe.finders.das import DAS
 from subspace_probe.finders.mean_difference import MeanDifference
+from subspace_probe.interventions.conditions import outcomes
 from subspace_probe.interventions.patch import Patch
 from subspace_probe.interventions.sources import Source
 from subspace_probe.metrics import metric_for
@@ -133,10 +134,14 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         DataError: pairs without answers, too few of them, or partners that the model does not tell apart.
     """
     began = time.monotonic()
+    if config.draws < 1:
+        raise ConfigError(f"draws={config.draws}: every exchange is compared with random ones. A verdict takes 39.")
     train, test = _prompts(model, config, contrast)
+    _require_the_task(model, test)
     mlp, stream, where = *_sites(model, config), Where.parse(config.where)
     planted, gadget = _planted(model, config, train, mlp, where)
     movers = fetching_heads(planted, train, stream, where, config.least_share, config.most_heads, config.seed)
+    asked_by = query_space(planted, stream, movers.named)
     found = {site: _directions(planted, train, site, where, config, progress) for site in (mlp, stream)}
     if gadget is not None:
         found[mlp]["planted"] = gadget.direction
@@ -151,7 +156,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     nulls: list[dict[str, Any]] = []
     for name, site, space, tell in (
         ("mlp", mlp, benches[mlp].read_space, mlp_findings),
-        ("residual", stream, query_space(planted, stream, movers.named), stream_findings),
+        ("residual", stream, asked_by, stream_findings),
     ):
         effects = benches[site].effects(found[site], space)
         findings += tell(effects, known)
@@ -193,6 +198,20 @@ def _prompts(model: HookedModel, config: Config, contrast: Contrast | None) -> t
         for split, n in (("train", config.n_train), ("test", config.n_test))
     )
     return train, test
+
+
+def _require_the_task(model: HookedModel, test: Contrast) -> None:
+    """There is no mechanism of an answer that is not given.
+
+    Raises:
+        DataError: fewer than half of the answers are right.
+    """
+    right = float(outcomes(model, test.prompts, [None], [metric_for("accuracy", model)])[0, 0].mean())
+    if right < 0.5:
+        raise DataError(
+            f"{model.spec.name} gives the right answer to {right:.0%} of the prompts, so there is nothing that an "
+            "exchange could turn around. Give prompts that it answers."
+        )
 
 
 def organism_of(model: HookedModel) -> str:
@@ -320,5 +339,5 @@ STUDY = Study(
     run=run,
     presets=PRESETS,
     # one organism: a seed draws other prompts, another gadget, other starts and other nulls
-    organisms={"": ("ioi", "ioi", "ioi")},
+    organisms={"": ("ioi",)},
 )

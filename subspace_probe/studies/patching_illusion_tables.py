@@ -6,6 +6,8 @@ all that matters gives about 2.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from math import comb
 from typing import Any, final
 
 import torch
@@ -245,25 +247,44 @@ class Movers:
 
     @property
     def named(self) -> list[Site]:
-        """The heads that are named, strongest first."""
-        means = {site: float(values.mean()) for site, values in self.shares.items()}
+        """The heads that are named, strongest first, by one half of the groups."""
+        means = {site: float(values[self._naming].mean()) for site, values in self.shares.items()}
         return sorted((s for s in means if means[s] >= self.least), key=lambda s: -means[s])[: self.most]
 
+    @property
+    def _naming(self) -> Bool[Tensor, " n"]:
+        """The prompts that heads are named by; their share is measured on the others."""
+        order = {group: place for place, group in enumerate(dict.fromkeys(self.groups))}
+        return torch.tensor([order[group] % 2 == 0 for group in self.groups])
+
     def findings(self, known: bool) -> list[Finding]:
-        """What the named heads carry together, beside all others."""
-        named = self.named
-        claim = "the named heads carry the difference to the logits, past all other heads"
+        """What the named heads carry together on other prompts, beside as many of the other heads."""
+        named, held = self.named, ~self._naming
+        claim = "the named heads carry the difference to the logits, past as many other heads"
         if not named:
             note = f"no later head carries {self.least:.0%}"
-            return [Finding("heads.share", claim, 0.0, None, None, len(self.groups), "refuted", note=note)]
-        together = torch.stack([self.shares[site] for site in named]).sum(0)
-        rest = [float(values.mean()) for site, values in self.shares.items() if site not in named]
-        estimate, interval = mean_of(together, self.groups, seed=self.seed)
-        null = Interval(min(rest, default=0.0), max(rest, default=0.0), of=f"each of {len(rest)} other heads")
-        note = ", ".join(f"{site.short} {float(self.shares[site].mean()):.0%}" for site in named)
+            return [Finding("heads.share", claim, 0.0, None, None, int(held.sum()), "refuted", note=note)]
+        groups = [group for group, kept in zip(self.groups, held.tolist(), strict=True) if kept]
+        estimate, interval = mean_of(self._together(named)[held], groups, seed=self.seed)
+        others = self._others(named)
+        sums = [self._together(some)[held].mean() for some in others]
+        null = range_of(torch.stack(sums), f"{len(others)} sets of as many other heads") if others else None
+        note = ", ".join(f"{site.short} {float(self.shares[site][held].mean()):.0%}" for site in named)
         expected = Expectation(above=0.3) if known else None
-        found = Finding("heads.share", claim, estimate, interval, null, len(self.groups), expected=expected, note=note)
+        found = Finding("heads.share", claim, estimate, interval, null, len(groups), expected=expected, note=note)
         return [found.judged("above", margin=NOTHING)]
+
+    def _others(self, named: Sequence[Site]) -> list[tuple[Site, ...]]:
+        """Sets of as many heads that are not named: all there are, or 200 at random."""
+        rest = [site for site in self.shares if site not in named]
+        if comb(len(rest), len(named)) <= 200:
+            return list(combinations(rest, len(named)))
+        generator = torch.Generator().manual_seed(self.seed)
+        orders = [torch.randperm(len(rest), generator=generator)[: len(named)].tolist() for _ in range(200)]
+        return [tuple(rest[place] for place in order) for order in orders]
+
+    def _together(self, sites: Sequence[Site]) -> Float[Tensor, " n"]:
+        return torch.stack([self.shares[site] for site in sites]).sum(0)
 
     def rows(self) -> list[dict[str, Any]]:
         """Of the table `heads`."""

@@ -207,5 +207,5 @@ STUDY = Study(
     Config=Config,
     run=run,
     presets=PRESETS,
-    organisms={"": ("chat", "chat-natural", "chat-base")},
+    organisms={"": ("chat",)},
 )

@@ -153,6 +153,14 @@ def test_seeds_run_on_the_organisms_of_the_preset(cli: Cli, told: dict[str, Any]
     assert report.provenance.config["seeds"] == [0, 1, 2]
 
 
+def test_the_seed_is_no_setting(cli: Cli, told: dict[str, Any]) -> None:
+    """Else all runs of --seeds would be one run, and their spread nothing."""
+    result = cli("study", "echo", "--preset", "tiny", "--seeds", 2, "--set", "seed=5")
+    assert result.exit_code == 2
+    assert "Use --seed" in result.stderr
+    assert not told
+
+
 def test_one_seed_that_fails_is_not_outvoted(cli: Cli, told: dict[str, Any]) -> None:
     from subspace_probe.core.reports import Report
 
