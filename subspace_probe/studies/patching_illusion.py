@@ -43,13 +43,12 @@ from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms import language_of, load_truth, organism_contrast
 from subspace_probe.organisms.gadgets import Gadget, plant_gadget
 from subspace_probe.studies.patching_illusion_facts import fact_findings
+from subspace_probe.studies.patching_illusion_heads import fetching_heads, query_space
 from subspace_probe.studies.patching_illusion_tables import (
     Bench,
     before,
-    fetching_heads,
     gadget_finding,
     mlp_findings,
-    query_space,
     stream_findings,
     summary,
 )
