@@ -144,7 +144,7 @@ class _Asked:
         """Whose prompts any choice of tokens flips, where there are few enough."""
         few = self.ground.moved.take(range(min(len(self.ground.moved), self.config.n_exhaustive)))
         words: dict[str, Any] = {"allowed": self.ground.allowed, "banned": self.ground.banned}
-        claim = "of every choice of tokens, none flips a prompt any more"
+        claim = "over every choice of tokens, fewer prompts can be flipped than before"
         try:
             run = every_choice(self.after, few, self.ground.free, self.searches.metric, **words)
         except ConfigError as error:
