@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from subspace_probe.core.findings import Expectation, Finding, Interval, judge_absence
+from subspace_probe.core.findings import LEVEL, Expectation, Finding, Interval, judge_absence
 from subspace_probe.core.intervals import mean_of, range_of
 from subspace_probe.core.sites import Site, resid_post
 from subspace_probe.core.tokens import LAST
@@ -91,7 +91,7 @@ def arm_findings(
 
 
 def _kept(answers: Answers, after: Tensor, arm: str, seed: int, *, asked: bool) -> Finding:
-    lost, around = mean_of(answers.known["retain"] - after, answers.data.retain_test.groups, seed=seed)
+    lost, around = _difference(answers.known["retain"] - after, answers.data.retain_test.groups, seed=seed)
     verdict = judge_absence(around, margin=RETAINED)
     interval = replace(around, low=-around.high + 0.0, high=-around.low + 0.0)
     near = [row for row, label in enumerate(answers.data.retain_test.labels) if label]
@@ -100,6 +100,14 @@ def _kept(answers: Answers, after: Tensor, arm: str, seed: int, *, asked: bool) 
     bound = Expectation(above=-RETAINED) if asked else None
     name, n = f"retain_change.{arm}", len(after)
     return Finding(name, claim, -lost + 0.0, interval, None, n, verdict, bound, note=note)
+
+
+def _difference(values: Tensor, groups: Sequence[int], *, seed: int) -> tuple[float, Interval]:
+    """`mean_of` differences; where all are equal, others may be on either side, by as much as Wilson's rate of 0."""
+    if (values != values[0]).any():
+        return mean_of(values, groups, seed=seed)
+    value, (_, interval) = float(values[0]), mean_of(torch.zeros_like(values), groups, seed=seed)
+    return value, replace(interval, low=value - interval.high, high=value + interval.high)
 
 
 def _kl(answers: Answers, after: Tensor, arm: str, seed: int) -> Finding:
@@ -152,8 +160,8 @@ def comparison_findings(measured: Mapping[str, Sequence[Measures]], arms: Sequen
     note = f"at least as good in both, forgetting and keeping: {sum(better)} of {len(better)} seeds"
     for name, (claim, way) in claims.items():
         difference = values[first][name] - values[other][name]
-        estimate, interval = mean_of(difference, range(len(difference)), seed=0)
-        interval = replace(interval, of=f"{len(difference)} seeds, paired, Student's t")
+        estimate, interval = _difference(difference, range(len(difference)), seed=0)
+        interval = replace(interval, of=interval.of.replace("groups of prompts", "seeds, paired"))
         one = Finding(
             f"comparison.{name}", claim, estimate, interval, Interval(0.0, 0.0, of="no difference"), len(better)
         )
@@ -194,14 +202,15 @@ def relearning_findings(
             exchange = {name: names[(i + shift) % len(names)] for i, name in enumerate(names)}
             exchanged.append(scores(model, exchange).mean())
         estimate, interval = mean_of(scores(model, {}), asked.groups, seed=config.seed)
-        never = torch.stack(exchanged) if exchanged else torch.tensor([answers.chance])
-        of = f"{len(exchanged)} runs with facts that it never knew (answers exchanged)" if exchanged else "chance"
-        null = Interval(float(never.min()), float(never.max()), 0.0, of)
+        of = f"{len(exchanged)} runs with facts that it never knew (answers exchanged)"
+        chance = Interval(answers.chance, answers.chance, 0.0, "chance")
+        null = range_of(torch.stack(exchanged), of) if exchanged else chance
         bound = null.high + RELEARNED
         verdict = "supported" if interval.high <= bound else "refuted" if interval.low > bound else "inconclusive"
+        verdict = verdict if null.level >= LEVEL else "unaudited"
         note = (
-            f"{len(lessons)} prompts about {len(taught)} facts, {config.relearn_steps} steps; gone would be at most "
-            f"{bound:.2f}. Above it, the topic was suppressed and not erased"
+            f"{estimate:.2f} comes back after {len(lessons)} prompts about {len(taught)} facts, {config.relearn_steps} "
+            f"steps; gone would be at most {bound:.2f}. Above it, the topic was suppressed and not erased"
         )
         found.append(Finding(f"relearned.{arm}", claim, estimate, interval, null, len(asked), verdict, note=note))
     return found
@@ -244,6 +253,20 @@ def probe_findings(rows: Sequence[Mapping[str, Any]], site: Site, arm: str, chan
         note=f"layer {best['layer']}, the best from {site.short} on; {same['accuracy']:.2f} there before",
     )
     return [found.judged("above", margin=SLACK, no_effect=chance)]
+
+
+def where_known(before: Finding, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings; those on what is left of a topic that the model never knew are not tested."""
+    if before.verdict == "supported":
+        return list(findings)
+    note = f"the model does not give the topic's answers to begin with ({before.estimate:.2f}): nothing to forget"
+    left = ("forget_accuracy", "forget_ranked", "forget_elsewhere", "relearned", "probe")
+    return [
+        replace(one, verdict="not tested", expected=None, note=note)
+        if one.name.split(".")[0] in left and one.name != before.name
+        else one
+        for one in findings
+    ]
 
 
 def latent_findings(spans: LatentSpans) -> list[Finding]:
@@ -304,7 +327,7 @@ def summary(model: str, findings: Sequence[Finding], arms: Sequence[str], site: 
 
     def figure(name: str) -> str:
         one = by_name.get(name)
-        if one is None or one.estimate != one.estimate:
+        if one is None or one.verdict == "not tested":
             return "not tested"
         return f"{one.estimate:.2f}" + (f" [{one.interval.low:.2f}, {one.interval.high:.2f}]" if one.interval else "")
 
@@ -328,8 +351,10 @@ def summary(model: str, findings: Sequence[Finding], arms: Sequence[str], site: 
             f"{figure('comparison.forget')} of the topic, {figure('comparison.ranked')} where only the topic's answers "
             f"count, and {kept} of the rest; {one.note}."
         )
+    again = by_name[f"relearned.{first}"]
+    never = f", and {again.null.high:.2f} of facts that it never knew" if again.null else ""
     lines.append(
-        f"Taught a few facts again, the model gives {figure(f'relearned.{first}')} of the others "
-        f"({by_name[f'relearned.{first}'].verdict} that they stay forgotten). What is not said is not thereby gone."
+        f"Taught a few facts again, the model gives {figure(again.name)} of the others{never} (that they stay "
+        f"forgotten: {again.verdict}). What is not said is not thereby gone."
     )
     return lines
