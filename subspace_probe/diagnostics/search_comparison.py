@@ -85,13 +85,14 @@ class Searches:
     def ahead(self, of: str, budget: int, unit: Unit = "rows", *, seed: int) -> Finding:
         """By how much the target's share of flipped prompts is ahead of another search's, prompt by prompt.
 
-        The null exchanges the two searches at random within each prompt.
+        The null exchanges the two searches at random within each group of prompts.
         """
         ours, theirs = (self.flipped(search, budget, unit).double() for search in (TARGET, of))
         gain = ours - theirs
         estimate, interval = mean_of(gain, self.contrast.groups, seed=seed)
-        signs = torch.randint(2, (_EXCHANGES, len(gain)), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-        null = range_of((signs * gain).mean(1), f"{_EXCHANGES} exchanges of the two searches")
+        null = range_of(
+            torch.where(self._swapped(seed), -gain, gain).mean(1), f"{_EXCHANGES} exchanges of the two searches"
+        )
         other = "random tokens do" if of == RANDOM else f"a search for the {of} does"
         claim = f"within {budget} {unit} a prompt, a search for the target flips more prompts than {other}"
         name = f"search.ahead_of_{of}.{budget}_{unit.replace('-', '_')}"
@@ -101,7 +102,7 @@ class Searches:
     def cost(self, of: str, *, seed: int) -> Finding:
         """How many times the target's layer-forwards another search took, until it was done or had used its budget.
 
-        The null exchanges the two searches at random within each prompt.
+        The null exchanges the two searches at random within each group of prompts.
         """
         ours, theirs = (self._forwards(self.found[name]) for name in (TARGET, of))
 
@@ -111,7 +112,7 @@ class Searches:
         everyone = torch.arange(len(ours))
         estimate, groups = ratio(everyone), torch.as_tensor(self.contrast.groups)
         drawn = bootstrap_statistic(ratio, len(ours), clusters=groups, draws=500, seed=seed)
-        swap = torch.randint(2, (_EXCHANGES, len(ours)), generator=torch.Generator().manual_seed(seed)).bool()
+        swap = self._swapped(seed)
         null = torch.where(swap, ours, theirs).sum(1) / torch.where(swap, theirs, ours).sum(1)
         return Finding(
             f"search.cost_of_{of}",
@@ -121,6 +122,12 @@ class Searches:
             range_of(null, f"{_EXCHANGES} exchanges of the two searches"),
             len(ours),
         ).judged("above", margin=0.1, no_effect=1.0)
+
+    def _swapped(self, seed: int) -> Bool[Tensor, "exchange n"]:
+        """Of which prompts each draw of a null exchanges the two searches: of whole groups."""
+        seen, members = torch.as_tensor(self.contrast.groups).unique(return_inverse=True)
+        drawn = torch.randint(2, (_EXCHANGES, len(seen)), generator=torch.Generator().manual_seed(seed)).bool()
+        return drawn[:, members]
 
     def _forwards(self, found: TokensFound) -> Float[Tensor, " n"]:
         return (found.depth * (found.rows + 2 * found.gradients)).double()

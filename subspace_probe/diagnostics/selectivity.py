@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from subspace_probe.core.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from subspace_probe.core.findings import Interval
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Metric
 from subspace_probe.core.tokens import TokenBatch
+from subspace_probe.linalg.resampling import cluster_index, cluster_weights, percentile_interval
 from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.metrics.behaviour import refusal_score
 from subspace_probe.models.hooked import HookedModel
@@ -139,7 +140,7 @@ class Selectivity:
         kept: share of the utility kept.
         removed: share of the harm removed.
         value: the smaller of the two.
-        interval: of the value, by bootstrap over prompts of each kind; the choice is not drawn anew.
+        interval: of the value, by bootstrap over groups of prompts of each kind; the choice is not drawn anew.
     """
 
     chosen: int
@@ -150,7 +151,13 @@ class Selectivity:
 
 
 def selectivity(
-    scores: Float[Tensor, "c n"], scale: Scale, validation: Bool[Tensor, " n"], *, seed: int, bootstrap: bool = True
+    scores: Float[Tensor, "c n"],
+    scale: Scale,
+    validation: Bool[Tensor, " n"],
+    *,
+    groups: Int[Tensor, " n"] | None = None,
+    seed: int,
+    bootstrap: bool = True,
 ) -> Selectivity:
     """Choose among projections on validation prompts and report on the others.
 
@@ -158,6 +165,7 @@ def selectivity(
         scores: of every projection, [c, n].
         scale: of the same prompts.
         validation: which of them to choose on.
+        groups: near-duplicates and common sources, which the bootstrap draws together; by default every prompt alone.
         seed: of the bootstrap.
         bootstrap: False leaves the interval out, for the draws of a null.
 
@@ -175,16 +183,21 @@ def selectivity(
     chosen = int(torch.minimum(*choosing.shares(scores[:, validation])).argmax())
     on = scores[chosen][~validation]
     kept, removed = (float(share) for share in test.shares(on))
-    spread = _bootstrap(on, test, seed) if bootstrap else Interval(float("nan"), float("nan"))
+    if groups is None:
+        groups = torch.arange(len(validation))
+    spread = _bootstrap(on, test, groups[~validation], seed) if bootstrap else Interval(float("nan"), float("nan"))
     return Selectivity(chosen, kept, removed, min(kept, removed), spread)
 
 
-def _bootstrap(scores: Tensor, scale: Scale, seed: int) -> Interval:
-    generator = torch.Generator().manual_seed(seed)
+def _bootstrap(scores: Tensor, scale: Scale, groups: Tensor, seed: int) -> Interval:
     weights = torch.zeros(_BOOTSTRAPS, len(scores), dtype=torch.float64)
-    for rows in (scale.harmful.nonzero().flatten(), (~scale.harmful).nonzero().flatten()):
-        drawn = rows[torch.randint(len(rows), (_BOOTSTRAPS, len(rows)), generator=generator)]
-        weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-    value = torch.minimum(*scale.shares(scores, weights))
-    low, high = value.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(low, high, of=f"{len(scores)} prompts, bootstrap within useful and harmful")
+    counts: list[int] = []
+    for kind, rows in enumerate((scale.harmful, ~scale.harmful)):
+        counts.append(len(groups[rows].unique()))
+        if counts[-1] < 2:
+            return Interval(float("nan"), float("nan"), of="one group only of a kind: no interval")
+        members = cluster_index("selectivity", int(rows.sum()), groups[rows])
+        drawn = torch.cat(list(cluster_weights(counts[-1], _BOOTSTRAPS, seed=2 * seed + kind)))
+        weights[:, rows] = drawn[:, members]
+    low, high = percentile_interval(torch.minimum(*scale.shares(scores, weights)), 0.95)
+    return Interval(low, high, of=f"{sum(counts)} groups of prompts, bootstrap within useful and harmful")

@@ -28,6 +28,7 @@ from subspace_probe.linalg.nulls import (
     chance_overlap,
     cosine_null,
     isotropic_cosine_quantile,
+    isotropic_overlap_null,
     overlap_null,
     top_cosine_null,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "fix_sign",
     "heavy_rows",
     "isotropic_cosine_quantile",
+    "isotropic_overlap_null",
     "lift",
     "mode_subspace_overlap",
     "noise_edge",

@@ -75,6 +75,39 @@ def overlap_null(
     return (inner.square().sum(dim=(1, 2)) / min(k, l)).clamp(max=1.0)
 
 
+def isotropic_overlap_null(d: int, k: int, l: int, *, n: int = 1000, seed: int) -> Float64[Tensor, " n"]:  # noqa: E741
+    """`overlap_null` of white data, without a covariance: `overlap` of uniform random subspaces, drawn `n` times.
+
+    The distribution is that of a random subspace and a fixed one, so only the smaller is drawn, and the other is the
+    first coordinates. For weights, whose output spaces may be far too wide for a matrix `[d d]`.
+
+    Args:
+        d: Width of the space.
+        k: Rank of the first.
+        l: Rank of the second.
+        n: Number of pairs of subspaces; each costs O(d min(k, l)^2).
+        seed: Seed of the local generator.
+
+    Returns:
+        `[n]` float64, in [0, 1], of mean `chance_overlap(k, l, d)`.
+
+    Raises:
+        ValueError: If not `1 <= k, l <= d`, or `n < 1`.
+    """
+    chance_overlap(k, l, d)  # checks the ranks
+    if n < 1:
+        raise ValueError(f"isotropic_overlap_null was asked for n={n} draws; it needs at least 1. Raise it.")
+    small, large = min(k, l), max(k, l)
+    generator = torch.Generator().manual_seed(seed)
+    size = max(1, _CELLS // (d * small))
+    parts: list[Tensor] = []
+    for start in range(0, n, size):
+        count = min(size, n - start)
+        frames = torch.linalg.qr(torch.randn(count, d, small, generator=generator, dtype=torch.float64))[0]
+        parts.append(frames[:, :large].square().sum(dim=(1, 2)) / small)
+    return torch.cat(parts).clamp(max=1.0)
+
+
 def top_cosine_null(
     covariance: Float[Tensor, "d d"],
     k: int,

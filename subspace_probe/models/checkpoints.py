@@ -89,6 +89,14 @@ def shared_weights(*checkpoints: Checkpoint) -> tuple[str, ...]:
     return tuple(names)
 
 
+def vocabulary_weights(model: HookedModel) -> frozenset[str]:
+    """The names of the token embeddings and the unembedding: one side of these is the vocabulary."""
+    hf: Any = model.backend.hf
+    ends = [end for end in (hf.get_input_embeddings(), hf.get_output_embeddings()) if end is not None]
+    own = {id(value) for end in ends for value in end.parameters()}
+    return frozenset(name for name, value in hf.named_parameters(remove_duplicate=False) if id(value) in own)
+
+
 @contextmanager
 def rewritten(model: HookedModel) -> Generator[Callable[[str, Tensor], None]]:
     """Write to weights of a model for as long as the block lasts; then every one is as it was, bit by bit.

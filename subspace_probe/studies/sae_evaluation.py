@@ -114,15 +114,17 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         contrast: prompts with attributes, answer and foil; not needed for an organism, which brings its own.
 
     Raises:
-        ConfigError: no prompts or autoencoders for a user's model; no state that carries the answer.
+        ConfigError: no draws; no prompts or autoencoders for a user's model; no state that carries the answer.
         DataError: prompts without answer, foil, attributes, or partners that differ in one attribute only.
         SiteError, ShapeError: an autoencoder of another site.
     """
     began = time.monotonic()
     if len(config.attributes) < 1 or 2 not in config.budgets:
         raise ConfigError("Name at least one attribute, and let the budgets hold 2, what a supervised edit takes.")
+    if config.draws < 1:
+        raise ConfigError(f"draws={config.draws}: give at least 1 random dictionary, and 39 where a verdict is wanted.")
     parts, where = parts_of(model, config, contrast), Where.parse(config.where)
-    site, sweep = find_cross_section(model, parts.validation, config)
+    site, restored, sweep = find_cross_section(model, parts.validation, config)
     train, test = (model.capture(part, sites=site, where=where) for part in (parts.train, parts.test))
     arms = _arms(model, train, site, config)
     bench = Bench(model, site, where, parts.test)
@@ -140,7 +142,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     audited = _audit(bench, arms.supervised, test, config, progress)
     findings += [replace(f, name=f"edit.{config.attributes[0]}.{f.name}") for f in audited.findings]
     tables["questions"] = audited.tables["questions"].records()
-    tables["summary"] = [{"sentence": line} for line in summary(model.spec.name, site, findings, tables, config)]
+    named = (model.spec.name, site, restored)
+    tables["summary"] = [{"sentence": line} for line in summary(*named, findings, tables, config)]
     found_tables = {name: Table.of(rows, ABOUT[name]) for name, rows in tables.items()}
     provenance = _provenance(model, config, parts, site, arms, began)
     return Report("sae_evaluation", tuple(findings), found_tables, provenance)

@@ -119,30 +119,42 @@ def partners(columns: Columns, name: str, *, seed: int) -> tuple[Int[Tensor, " m
 
 
 # ---------------------------------------------------------------------------------------------------- cross-section
-def find_cross_section(model: HookedModel, prompts: Contrast, config: Settings) -> tuple[Site, PatchSweep]:
+def find_cross_section(model: HookedModel, prompts: Contrast, config: Settings) -> tuple[Site, float, PatchSweep]:
     """The earliest state at the position whose exchange moves the whole answer, or the site that was asked for.
 
     Every residual state of every layer is exchanged with that of a prompt with another answer and foil.
+
+    Returns:
+        The site, the share of the answer that its exchange restores, and the sweep.
 
     Raises:
         ConfigError: no state does.
     """
     streams: list[Stream] = [name for name in ("resid_pre", "resid_mid") if name not in model.spec.unsupported]
-    swept = patch_sweep(
-        model,
-        prompts,
-        _other_answers(prompts),
-        "logit_difference",
-        streams=streams,
-        positions=[config.where],
-        seed=config.seed,
-    )
+    others = _other_answers(prompts)
+
+    def sweep(streams: Sequence[Stream], layers: Sequence[int] | None = None, heads: bool = False) -> PatchSweep:
+        return patch_sweep(
+            model,
+            prompts,
+            others,
+            "logit_difference",
+            streams=streams,
+            layers=layers,
+            positions=[config.where],
+            heads=heads,
+            seed=config.seed,
+        )
+
+    swept = sweep(streams)
     if config.site:
-        return Site.parse(config.site).resolve(model.spec.n_layers), swept
+        asked = Site.parse(config.site).resolve(model.spec.n_layers)
+        alone = sweep([asked.stream], [asked.layer], heads=asked.head is not None)
+        return asked, float(alone.effect.flatten()[asked.head or 0]), swept
     sites = {Site(layer, name): (i, j) for i, name in enumerate(streams) for j, layer in enumerate(swept.layers)}
     for site in sorted(sites, key=lambda site: site.order):
-        if float(swept.effect[(*sites[site], 0)]) >= RESTORED:
-            return site, swept
+        if (restored := float(swept.effect[(*sites[site], 0)])) >= RESTORED:
+            return site, restored, swept
     raise ConfigError(
         f"No single residual state at {config.where} restores {RESTORED:.0%} of the answer; the best restores "
         f"{float(swept.effect.max()):.0%}. Give another position (--set where=...), or a site (--set site=L3.attn_out)."

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.sites import Site
+from subspace_probe.studies.sae_evaluation_prompts import RESTORED
 
 
 @runtime_checkable
@@ -18,9 +19,18 @@ class Settings(Protocol):
 
 
 def summary(
-    model: str, site: Site, findings: Sequence[Finding], tables: Mapping[str, list[dict[str, Any]]], config: Settings
+    model: str,
+    site: Site,
+    restored: float,
+    findings: Sequence[Finding],
+    tables: Mapping[str, list[dict[str, Any]]],
+    config: Settings,
 ) -> list[str]:
-    """The answer in a few sentences, each from the numbers it names."""
+    """The answer in a few sentences, each from the numbers it names.
+
+    Args:
+        restored: share of the answer that exchanging the whole state restores.
+    """
     by_name = {finding.name: finding for finding in findings}
     learned = [row["dictionary"] for row in tables["interpretable"]]
 
@@ -29,9 +39,12 @@ def summary(
         interval = f" [{found.interval.low:.2f}, {found.interval.high:.2f}]" if found.interval else ""
         return f"{found.estimate:.2f}{interval}"
 
+    carries = f"carries the answer of {model}"
+    if restored < RESTORED:
+        carries = f"was asked for and does not carry the answer of {model}: its exchange restores {restored:.2f}"
     lines = [
-        f"The state {site.short} at {config.where} carries the answer of {model}; codes fitted to the attributes "
-        f"keep {figure('sufficiency.supervised')} of the logit difference, mean codes "
+        f"The state {site.short} at {config.where} {carries}; codes fitted to the attributes keep "
+        f"{figure('sufficiency.supervised')} of the logit difference, mean codes "
         f"{figure('sufficiency.supervised_mean')}. "
         + "Reconstructions of autoencoders keep "
         + ", ".join(f"{figure(f'sufficiency.{arm}')} ({arm})" for arm in learned)

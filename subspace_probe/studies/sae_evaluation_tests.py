@@ -14,7 +14,7 @@ from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.intervals import mean_of, range_of, shares
 from subspace_probe.dictionaries.autoencoder import SparseAutoencoder
 from subspace_probe.dictionaries.editing import SparseEdit, exchanged, sparse_edits
-from subspace_probe.dictionaries.interpreting import Interpretation, f1_scores, interpret, matched_f1
+from subspace_probe.dictionaries.interpreting import Interpretation, f1_scores, interpret
 from subspace_probe.dictionaries.supervised import SupervisedDictionary
 from subspace_probe.studies.sae_evaluation_prompts import Bench, Columns, columns_of, partners
 
@@ -324,17 +324,18 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
     shown: list[dict[str, Any]] = []
     changed: list[Tensor] = []
     findings: list[Finding] = []
-    for arm, sae in arms.saes.items():
+
+    def tried(sae: SparseAutoencoder) -> tuple[Interpretation, Tensor, Tensor, Tensor]:
         active, tested = sae.encode(states) != 0, sae.encode(a) != 0
-        named, alive = interpret(active, seen), active.any(0)
-        truth = named.truth(columns)
-        f1 = matched_f1(tested, truth)
+        named = interpret(active, seen)
+        return named, active.any(0), tested, named.score(tested, columns)
+
+    drawn = [(f1[alive] >= config.threshold).double().mean() for _, alive, _, f1 in map(tried, arms.randoms)]
+    null = range_of(torch.stack(drawn), f"{config.draws} dictionaries, random")
+    for arm, sae in arms.saes.items():
+        named, alive, tested, f1 = tried(sae)
         good = (f1 >= config.threshold) & alive
-        orders = [
-            torch.randperm(len(a), generator=torch.Generator().manual_seed(seed + i)) for i in range(config.draws)
-        ]
-        chance = torch.stack([matched_f1(tested[order], truth) >= config.threshold for order in orders])
-        findings.append(_named(arm, good[alive], chance[:, alive].double().mean(1), config))
+        findings.append(_named(arm, good[alive], null, config))
         shown += _best(arm, named, f1, tested)
         counts = {"alive": int(alive.sum()), "interpretable": int(good.sum())}
         kinds = [{attribute for attribute, _ in named.properties[i].values} for i in good.nonzero().flatten().tolist()]
@@ -349,10 +350,9 @@ def interpretability(bench: Bench, arms: Arms, train: Activations, test: Activat
     return findings, {"features": shown, "interpretable": rows}
 
 
-def _named(arm: str, good: Bool[Tensor, " alive"], chance: Float64[Tensor, " draw"], config: Settings) -> Finding:
+def _named(arm: str, good: Bool[Tensor, " alive"], null: Interval, config: Settings) -> Finding:
     estimate, interval = mean_of(good.double(), torch.arange(len(good)), seed=config.seed)
     claim = f"features of {arm} stand for attributes: F1 >= {config.threshold:g} on held-out prompts"
-    null = range_of(chance, f"{config.draws} shuffles of the prompts")
     interval = replace(interval, of=f"{len(good)} live features")
     note = f"{int(good.sum())} of {len(good)} live features"
     found = Finding(f"interpretable.{arm}", claim, estimate, interval, null, len(good), note=note)

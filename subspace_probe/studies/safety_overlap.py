@@ -1,20 +1,27 @@
-"""Overlaps of the study `safety_subspaces`: of what updates changed in the weights, and of activations."""
+"""Overlaps of the study `safety_subspaces`: of what updates changed in the weights, and of activations.
 
+Token embeddings and the unembedding are left out of those of the weights: one side of them is the vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Expectation, Finding, Interval
 from subspace_probe.core.intervals import range_of
 from subspace_probe.core.sites import Site
-from subspace_probe.diagnostics.mode_overlap import activation_overlap, mode_overlap, planted_overlap
+from subspace_probe.diagnostics.mode_overlap import ModeOverlap, activation_overlap, mode_overlap, planted_overlap
 from subspace_probe.interventions.update_projection import as_matrix
 from subspace_probe.linalg.modes import Modes, modes
-from subspace_probe.linalg.nulls import overlap_null
-from subspace_probe.models.checkpoints import rewritten
+from subspace_probe.linalg.nulls import isotropic_overlap_null
+from subspace_probe.linalg.resampling import cluster_index, cluster_weights
+from subspace_probe.models.checkpoints import rewritten, vocabulary_weights
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.studies.safety_projection import Lineage
 
@@ -36,9 +43,15 @@ class Settings(Protocol):
     def seed(self) -> int: ...
 
 
-def weight_findings(lineage: Lineage, config: Settings) -> tuple[list[Finding], list[dict[str, Any]]]:
-    """Overlap of every two updates, averaged over the matrices that both changed; rows for every share of energy."""
-    spectra = {update: _spectra(lineage, update) for update in lineage.updates}
+def weight_findings(
+    model: HookedModel, lineage: Lineage, config: Settings
+) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Overlap of every two updates, averaged over the matrices that both changed; rows for every share of energy.
+
+    Token embeddings and the unembedding are no part of it.
+    """
+    left_out = vocabulary_weights(model)
+    spectra = {update: _spectra(lineage, update, left_out) for update in lineage.updates}
     rows: list[dict[str, Any]] = []
     findings: list[Finding] = []
     for a, b in combinations(spectra, 2):
@@ -52,31 +65,30 @@ def weight_findings(lineage: Lineage, config: Settings) -> tuple[list[Finding], 
                 {"pair": f"{a}, {b}", "share": share, "overlap": value, "chance": chance, "matrices": len(each)}
             )
             if share == config.share:
-                findings.append(_weights_finding(a, b, [o.value for o in each], both, config))
+                findings.append(_weights_finding(a, b, each, [first.left.shape[1] for first, _ in both], config))
     return findings, rows
 
 
-def _spectra(lineage: Lineage, update: str) -> dict[str, Modes]:
-    found = {name: modes(as_matrix(change)) for name, change in lineage.updates[update].items() if change.ndim > 1}
+def _spectra(lineage: Lineage, update: str, left_out: frozenset[str]) -> dict[str, Modes]:
+    changes = lineage.updates[update].items()
+    found = {name: modes(as_matrix(change)) for name, change in changes if change.ndim > 1 and name not in left_out}
     return {name: spectrum for name, spectrum in found.items() if spectrum is not None}
 
 
-def _weights_finding(
-    a: str, b: str, values: list[float], pairs: list[tuple[Modes, Modes]], config: Settings
-) -> Finding:
+def _weights_finding(a: str, b: str, overlaps: list[ModeOverlap], widths: list[int], config: Settings) -> Finding:
     """The mean over matrices; its null has random subspaces of the same ranks in every matrix."""
+    alike = Counter((d, *overlap.ranks) for d, overlap in zip(widths, overlaps, strict=True))
     drawn = torch.zeros(config.draws, dtype=torch.float64)
-    for row, (first, second) in enumerate(pairs):
-        k, l = first.holding(config.share), second.holding(config.share)  # noqa: E741
-        identity = torch.eye(first.left.shape[1], dtype=torch.float64)
-        drawn += overlap_null(identity, k, l, n=config.draws, seed=config.seed + row) / len(pairs)
-    each = torch.tensor(values, dtype=torch.float64)
+    for row, ((d, k, l), many) in enumerate(alike.items()):  # noqa: E741
+        values = isotropic_overlap_null(d, k, l, n=many * config.draws, seed=config.seed + row)
+        drawn += values.view(many, -1).sum(0) / len(overlaps)
+    each = torch.tensor([overlap.value for overlap in overlaps], dtype=torch.float64)
     estimate = float(each.mean())
     spread = Interval(float(each.min()), float(each.max()), level=1.0, of=f"{len(each)} matrices, least and greatest")
     null = range_of(drawn, f"{config.draws} random subspaces of the same ranks")
     verdict = "supported" if estimate > null.high else "refuted" if estimate < null.low else "inconclusive"
     claim = f"the {a} and the {b} update share more of their leading output directions than random ones"
-    return Finding(f"overlap.weights.{a}.{b}", claim, estimate, spread, null, len(values), verdict)
+    return Finding(f"overlap.weights.{a}.{b}", claim, estimate, spread, null, len(overlaps), verdict)
 
 
 def activation_findings(
@@ -87,13 +99,13 @@ def activation_findings(
     rows: list[dict[str, Any]] = []
     findings: list[Finding] = []
     for stage in ("aligned", *("base" if update == "alignment" else update for update in lineage.updates)):
-        states = _states(model, lineage, stage, test, site)
-        found = activation_overlap(*states, config.share)
-        estimates = [_resampled(states, config, draw) for draw in range(_RESAMPLED)]
-        spread = range_of(torch.tensor(estimates), f"{_RESAMPLED} resamplings of the prompts")
+        acts = _captured(model, lineage, stage, test, site)
+        sides = [acts.labels == label for label in (0, 1)]
+        states = [acts.at(site).cpu().double()[side] for side in sides]
+        found = activation_overlap(states[0], states[1], config.share)
+        spread = resampled(states, [acts.groups[side] for side in sides], config)
         k, l = found.centred.ranks  # noqa: E741
-        identity = torch.eye(states[0].shape[1], dtype=torch.float64)
-        chance = overlap_null(identity, k, l, n=config.draws, seed=config.seed)
+        chance = isotropic_overlap_null(states[0].shape[1], k, l, n=config.draws, seed=config.seed)
         null = range_of(chance, f"{config.draws} random subspaces of the same ranks")
         note = f"at {site.short}, ranks {k} and {l}; uncentred {found.uncentred.value:.2f}" + (
             ", a mean artefact" if found.mean_artefact else ""
@@ -113,22 +125,27 @@ def activation_findings(
     return findings, rows
 
 
-def _states(model: HookedModel, lineage: Lineage, stage: str, test: Contrast, site: Site) -> tuple[Tensor, Tensor]:
+def _captured(model: HookedModel, lineage: Lineage, stage: str, test: Contrast, site: Site) -> Activations:
     with rewritten(model) as write:
         if stage != "aligned":
             sign, update = (-1.0, "alignment") if stage == "base" else (1.0, stage)
             for name, change in lineage.updates[update].items():
                 before = lineage.aligned[name]
                 write(name, (before.double() + sign * change.double()).to(before.dtype))
-        acts = model.capture(test, sites=site)
-        x = acts.at(site).cpu().double()
-    return x[acts.labels == 0], x[acts.labels == 1]
+        return model.capture(test, sites=site)
 
 
-def _resampled(states: tuple[Tensor, Tensor], config: Settings, draw: int) -> float:
-    generator = torch.Generator().manual_seed(config.seed + 1 + draw)
-    drawn = [x[torch.randint(len(x), (len(x),), generator=generator)] for x in states]
-    return activation_overlap(drawn[0], drawn[1], config.share).centred.value
+def resampled(states: Sequence[Tensor], groups: Sequence[Tensor], config: Settings) -> Interval:
+    """Of the centred overlap of two sets of states, by resampling groups of prompts within each."""
+    if min(len(each.unique()) for each in groups) < 2:
+        return Interval(float("nan"), float("nan"), of="one group only of a class: no interval")
+    drawn: list[list[Tensor]] = []
+    for row, (x, each) in enumerate(zip(states, groups, strict=True)):
+        members = cluster_index("resampled", len(x), each)
+        times = torch.cat(list(cluster_weights(int(members.max()) + 1, _RESAMPLED, seed=2 * config.seed + row)))
+        drawn.append([x.repeat_interleave(many, 0) for many in times[:, members].long()])
+    found = [activation_overlap(a, b, config.share).centred.value for a, b in zip(*drawn, strict=True)]
+    return range_of(torch.tensor(found), f"{_RESAMPLED} resamplings of groups of prompts")
 
 
 def planted_findings(config: Settings) -> list[Finding]:

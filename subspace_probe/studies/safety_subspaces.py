@@ -86,7 +86,8 @@ ABOUT: Mapping[str, str] = {
     "beside random subspaces of the same energy and any of alignment's own directions (95 % of the draws).",
     "parallel": "The part of an update inside alignment's directions alone: rates, beside random ones of its rank.",
     "nulls": "Selectivity under every draw, chosen as the observed one was.",
-    "overlap": "Mode subspace overlap of the updates of every matrix, averaged, with what chance gives.",
+    "overlap": "Mode subspace overlap of the updates of every matrix but embeddings and unembedding, averaged, with "
+    "what chance gives.",
     "activations": "Overlap of what useful and harmful prompts vary along, at the last token.",
     "missing": "What could not be asked, and what it would take.",
     "summary": "The answer, from the findings.",
@@ -112,7 +113,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     missing = _missing(checkpoints, data, lineage)
     findings: list[Finding] = []
     rows: dict[str, list[dict[str, Any]]] = {}
-    found, rows["overlap"] = weight_findings(lineage, config)
+    found, rows["overlap"] = weight_findings(model, lineage, config)
     findings += found
     trials = None
     if data is not None:

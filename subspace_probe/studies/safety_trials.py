@@ -86,7 +86,8 @@ class Trials:
 
     def best(self, sweep: Sweep, config: Settings, *, bootstrap: bool = True) -> Selectivity:
         """The best fraction by validation prompts, on test prompts."""
-        return selectivity(sweep.scores, self.scale, self.validation, seed=config.seed, bootstrap=bootstrap)
+        given = (sweep.scores, self.scale, self.validation)
+        return selectivity(*given, groups=self.groups, seed=config.seed, bootstrap=bootstrap)
 
 
 def behaviour_findings(trials: Trials, config: Settings) -> tuple[list[Finding], list[dict[str, Any]]]:

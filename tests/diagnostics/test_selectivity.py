@@ -32,3 +32,24 @@ def test_an_update_that_did_nothing_has_no_shares() -> None:
     scale = Scale(same, same, torch.arange(20) >= 10)
     with pytest.raises(DataError, match=r"raised utility by 0\.000"):
         selectivity(same[None], scale, torch.arange(20) % 2 == 0, seed=0)
+
+
+def test_the_interval_is_that_of_groups() -> None:
+    """Ten copies of every prompt are no more evidence than one."""
+    from subspace_probe.diagnostics.selectivity import Scale, selectivity
+
+    generator = torch.Generator().manual_seed(0)
+    harmful, validation = torch.arange(160) >= 80, torch.arange(160) % 2 == 0
+    scores = (torch.rand(160, generator=generator) < torch.where(harmful, 0.2, 0.8)).double()
+
+    def width(copies: int, grouped: bool) -> float:
+        rows = torch.arange(160).repeat_interleave(copies)
+        ends = Scale(torch.zeros(len(rows)).double(), torch.ones(len(rows)).double(), harmful[rows])
+        groups = rows if grouped else None
+        found = selectivity(scores[rows][None], ends, validation[rows], groups=groups, seed=0)
+        return found.interval.high - found.interval.low
+
+    assert width(10, grouped=True) == pytest.approx(width(1, grouped=False), rel=1e-6)
+    assert width(10, grouped=False) < 0.5 * width(1, grouped=False)  # control: copies taken for evidence
+    one = selectivity(scores[None], Scale(0 * scores, 0 * scores + 1, harmful), validation, groups=0 * harmful, seed=0)
+    assert one.interval.low != one.interval.low

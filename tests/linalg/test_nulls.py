@@ -13,6 +13,7 @@ from subspace_probe.linalg.nulls import (
     chance_overlap,
     cosine_null,
     isotropic_cosine_quantile,
+    isotropic_overlap_null,
     overlap_null,
     top_cosine_null,
 )
@@ -88,6 +89,22 @@ def test_overlap_null_is_the_chance_overlap_for_white_data(k: int, l: int) -> No
     assert float(anisotropic.mean()) > 1.2 * chance_overlap(k, l, 40)  # control: it would not be, were data forgotten
 
 
+@pytest.mark.parametrize(("k", "l"), [(1, 1), (3, 8), (8, 3), (30, 25), (40, 2)])
+def test_isotropic_overlaps_are_those_of_white_data(k: int, l: int) -> None:  # noqa: E741
+    null, slow = isotropic_overlap_null(40, k, l, n=2000, seed=0), overlap_null(torch.eye(40), k, l, n=2000, seed=1)
+    error = float(null.std()) / 2000**0.5
+    assert float(null.mean()) == pytest.approx(chance_overlap(k, l, 40), abs=max(3 * error, 1e-12))
+    if max(k, l) < 40:  # else every draw is 1, up to rounding
+        assert stats.ks_2samp(null.numpy(), slow.numpy()).pvalue > 1e-3
+        anisotropic = overlap_null(power_law(40), k, l, n=2000, seed=0)
+        assert abs(float(anisotropic.mean()) - chance_overlap(k, l, 40)) > 3 * error  # control
+
+
+def test_isotropic_overlaps_need_no_matrix_of_the_width() -> None:
+    wide = isotropic_overlap_null(128_000, 2, 3, n=20, seed=0)  # an identity of it would take 131 GB
+    assert float(wide.mean()) == pytest.approx(3 / 128_000, rel=0.7)
+
+
 def test_overlap_null_is_the_overlap_of_directions_drawn_one_by_one() -> None:
     covariance, k, l, n = power_law(30), 2, 5, 400  # noqa: E741
     drawn = covariance_matched_directions((k + l) * n, covariance, seed=3).reshape(n, k + l, 30)
@@ -138,3 +155,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         inspect.unwrap(cosine_null)(flat, covariance_b=torch.eye(3), n=2, seed=0)
     with pytest.raises(ValueError, match="n=0 draws"):
         cosine_null(flat, n=0, seed=0)
+    with pytest.raises(ValueError, match="ranks 5 and 1 in 4 dimensions"):
+        isotropic_overlap_null(4, 5, 1, n=2, seed=0)
+    with pytest.raises(ValueError, match="n=0 draws"):
+        isotropic_overlap_null(4, 1, 1, n=0, seed=0)

@@ -108,3 +108,14 @@ def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(StoreError, match="cannot be read"):
         open_checkpoint(tmp_path)
+
+
+def test_weights_with_the_vocabulary_on_one_side() -> None:
+    import subspace_probe as sp
+    from subspace_probe.models.checkpoints import open_checkpoint, vocabulary_weights
+
+    model = sp.load_model("organism:override")
+    found = vocabulary_weights(model)
+    shapes = open_checkpoint(model).shapes
+    assert {name for name in shapes if "embed_tokens" in name or "lm_head" in name} == found & set(shapes)
+    assert found

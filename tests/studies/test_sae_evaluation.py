@@ -48,6 +48,8 @@ def test_learned_dictionaries_lie_between_random_ones_and_the_skyline(report: "R
         assert edits[arm].estimate <= 0.05
         assert edits[arm].verdict != "supported"
         assert report.finding(f"sufficiency.{arm}").estimate < 0.8
+    assert report.finding("interpretable.task").verdict == "supported"
+    assert report.finding("interpretable.random").verdict != "supported"  # its own null
     more = report.tables["edits"].where(attribute="io", dictionary="task", kind="greedy").records()
     by_budget = {row["features"]: row["accuracy"] for row in more}
     assert by_budget[1] < by_budget[2] < by_budget[8]
@@ -125,6 +127,8 @@ def test_what_a_users_model_lacks_is_said() -> None:
     model = sp.load_model(organism_path("chat"))
     contrast = organism_contrast("chat/ioi", split="train", n=200)
     few = {"n_train": 60, "n_validation": 40, "n_test": 60}
+    with pytest.raises(ConfigError, match="draws=0"):
+        study.run(model, study.Config(draws=0))
     with pytest.raises(ConfigError, match="needs prompts"):
         study.run(model, study.Config())
     with pytest.raises(ConfigError, match="No autoencoders were given"):
@@ -155,3 +159,20 @@ def test_a_users_model_and_prompts() -> None:
     assert report.finding("sufficiency.supervised").estimate > 0.9
     assert report.finding("sufficiency.supervised").expected is None  # nothing is known of a user's model
     assert report.finding("sufficiency.supervised").verdict == "unaudited"  # three draws are no null
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("site", "carries"), [("L3.resid_mid", True), ("L0.mlp_out", False)])
+def test_a_site_that_was_asked_for_is_checked_too(chat: "HookedModel", site: str, carries: bool) -> None:
+    from subspace_probe.studies import STUDIES
+    from subspace_probe.studies.sae_evaluation_prompts import RESTORED, find_cross_section, parts_of
+
+    study = STUDIES.load("sae_evaluation")
+    sizes = {"n_train": 300, "n_validation": 40, "n_test": 60}
+    config = study.Config(**sizes, site=site, saes=("none",), draws=1, budgets=(2,), attributes=("io", "s"))
+    found, restored, _ = find_cross_section(chat, parts_of(chat, config, None).validation, config)
+    assert found.short == site
+    assert (restored >= RESTORED) == carries
+    said = study.run(chat, config, progress=False).tables["summary"].column("sentence")[0]
+    assert ("at last carries the answer" in said) == carries
+    assert ("was asked for and does not carry the answer" in said) == (not carries)
