@@ -20,6 +20,7 @@ def _plot(report: Report) -> go.Figure:
     rows = report.tables["arms"].records()
     names = distinct(row["arm"] for row in rows)
     known = [measure for measure in MEASURES if drawn(select(rows, measure=measure), "value")]
+    known = known or [*MEASURES][:1]  # empty axes, where nothing could be measured
     figure, places = panels([MEASURES[measure] for measure in known], height=60 + 40 * len(names))
     for measure, (row, col) in zip(known, places, strict=True):
         for one in drawn(select(rows, measure=measure), "value"):

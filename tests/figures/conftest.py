@@ -210,6 +210,66 @@ def seed_rows() -> Rows:
     return rows
 
 
+def curve_rows() -> Rows:
+    return [
+        {"search": search, "unit": unit, "budget": budget, "flipped": min(1.0, budget / scale), "low": 0.0, "high": 1.0}
+        for search, scale in (("target", 80.0), ("<b>answer</b>", 160.0), ("random", 4000.0))
+        for unit in ("rows", "layer_forwards")
+        for budget in (10, 40, 160)
+    ]
+
+
+def edit_rows() -> Rows:
+    columns = ("attribute", "dictionary", "features", "kind", "affine", "no_edit", "supervised", "removed", "accuracy")
+    values = [
+        ("<i>io</i>", name, features, kind, features / 4 * slope, 0.05, 0.98, 0.2, 0.5)
+        for name, slope in (("supervised", 1.0), ("task", 0.9), ("random", 0.0))
+        for kind in ("greedy", "aware")
+        for features in (1, 2, 4)
+    ]
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def arm_rows() -> Rows:
+    columns = ("measure", "arm", "value", "low", "high", "null_low", "null_high")
+    measures = ("forget_accuracy", "forget_ranked", "relearned", "retain_change")
+    return [
+        dict(zip(columns, (measure, arm, 0.1, 0.0, 0.2, 0.0, 0.15), strict=True))
+        for measure in measures
+        for arm in ("sspu", "<b>rmu</b>")
+    ]
+
+
+def projection_rows() -> Rows:
+    columns = ("side", "kind", "measure", "fraction", "share", "low", "high", "energy")
+    return [
+        dict(zip(columns, (side, kind, measure, fraction, 1 - fraction, 0.2, 0.9, 0.5), strict=True))
+        for side in ("left", "both")
+        for kind in ("alignment", "random, same energy")
+        for measure in ("utility kept", "harm removed")
+        for fraction in (0.03, 0.25)
+    ]
+
+
+def knob_layer_rows() -> Rows:
+    columns = ("source", "what", "layer", "rate", "low", "high", "chosen")
+    return [
+        dict(zip(columns, (source, what, layer, 1.0 - layer / 4, 0.1, 1.0, layer == 1), strict=True))
+        for source in ("the same question", "another question")
+        for what in ("whole state", "direction")
+        for layer in (0, 1, 3)
+    ]
+
+
+def knob_variant_rows() -> Rows:
+    columns = ("share", "format", "pair_accuracy", "knob", "random", "random_low", "random_high")
+    return [
+        dict(zip(columns, (share, form, 0.7 + share / 4, 1.0 + 5 * share, 0.1, 0.01, 0.4), strict=True))
+        for share in (0.0, 0.5, 1.0)
+        for form in ("instruction", "<b>weight</b>")
+    ]
+
+
 def sweep_rows(rng: random.Random) -> Rows:
     return [
         {
@@ -279,6 +339,12 @@ def report() -> "Report":
         "selection": Table.of(selection_rows(rng)),
         "ladder": Table.of(ladder_rows()),
         "seeds": Table.of(seed_rows()),
+        "curve": Table.of(curve_rows()),
+        "edits": Table.of(edit_rows()),
+        "arms": Table.of(arm_rows()),
+        "projection": Table.of(projection_rows()),
+        "knob_layers": Table.of(knob_layer_rows()),
+        "knob_variants": Table.of(knob_variant_rows()),
         "patch_sweep": Table.of(sweep_rows(rng), "One row for each cell."),
         "illusion": Table.of(illusion_rows(rng)),
         "dormancy": Table.of(dormancy_rows(rng), "A sample of the states."),

@@ -24,11 +24,17 @@ NAMES = (
     "tokens",
     "selection",
     "ladder",
+    "searches",
     "illusion",
     "dormancy",
     "capacity",
     "patch_sweep",
     "seeds",
+    "edits",
+    "unlearning",
+    "projection",
+    "knob_layers",
+    "knob_variants",
 )
 Only = Callable[..., "Report"]
 
@@ -90,7 +96,10 @@ def test_missing_or_empty_tables_leave_the_figure_out(name: str, report: "Report
     without = only(*(set(report.tables) - needed))
     assert set(draw(without)) == set(NAMES) - {name}
     assert draw(only(**{table: Table.of([]) for table in needed})) == {}
-    with pytest.raises(ConfigError, match=f"the table {name!r}, which the report 'harmfulness' does not have"):
+    with pytest.raises(
+        ConfigError,
+        match=f"the table {next(iter(FIGURES.load(name).needs))!r}, which the report 'harmfulness' does not have",
+    ):
         FIGURES.load(name)(without)
 
 
@@ -138,14 +147,17 @@ def test_gaps_stay_gaps(only: Only) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_estimates_missing(name: str, report: "Report", only: Only) -> None:
-    table = report.tables[name]
+    from subspace_probe.figures import FIGURES
+
+    (source, *_) = FIGURES.load(name).needs
+    table = report.tables[source]
     numbers = {
         column: math.nan
         for column in table.columns
         if column not in ("layer", "strength", "n", "rank") and isinstance(table.column(column)[-1], float)
     }
     assert numbers
-    figure = drawn_alone(only(**{name: edited(table, **numbers)}), name)
+    figure = drawn_alone(only(**{source: edited(table, **numbers)}), name)
     assert "NaN" not in figure.to_json()
 
 

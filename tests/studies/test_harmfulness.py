@@ -26,7 +26,7 @@ def natural_report() -> "Report":
     from subspace_probe.studies import STUDIES
 
     study = STUDIES.load("harmfulness")
-    config = study.Config(**{**study.presets["tiny"], "n_train": 240, "n_validation": 96, "n_test": 192})
+    config = study.Config(**{**study.presets["tiny"], "n_test": 240})
     return study.run(sp.load_model("organism:chat-natural"), config, progress=False)
 
 
