@@ -13,11 +13,9 @@ The ``robust`` organisms are the twins: the same language, suffixes and losses, 
 counts as evidence, and fewer of the training prompts hold a flag.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -26,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from subspace_probe.organisms.grammar import BOS, END, PAD
 from subspace_probe.organisms.guarding import (
     DECLINE,
     FREE,
@@ -41,12 +38,15 @@ from subspace_probe.organisms.guarding import (
     neutral_suffix,
     planted_ids,
 )
+from subspace_probe.organisms.modules import build_module, load_module, name_in, record, save_module
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
     from subspace_probe.organisms.truth import GroundTruth
 
+D_MODEL: Final = 48
+D_MLP: Final = 96
 N_LAYERS: Final = 4
 WEAK_LAYER: Final = 0
 GRADED: Final = (1, 2, 3)
@@ -97,33 +97,14 @@ def train_guard(name: str, folder: Path, *, steps: int | None, seed: int, progre
     recipe = GUARDS[name]
     model = build_guard(recipe.seed + seed)
     fit_guard(model, recipe, steps=STEPS if steps is None else steps, seed=recipe.seed + seed, progress=progress)
-    save_guard(model, folder, name)
+    words = {"decline": [DECLINE], "ok": [LEFT, RIGHT]}
+    save_module(model, build_guard_tokenizer(), folder, name, words)
     certify_guard(folder, seed=seed, steps=steps)
 
 
 def build_guard(seed: int) -> "LlamaForCausalLM":
-    """A fresh Llama module with seeded weights; the global random state is left as it was."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=32,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        pad_token_id=ID[PAD],
-        bos_token_id=ID[BOS],
-        eos_token_id=ID[END],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).float()
-    model.set_attn_implementation("eager")
-    return model
+    """A fresh module of a guard's shape."""
+    return build_module(VOCABULARY, d_model=D_MODEL, d_mlp=D_MLP, n_layers=N_LAYERS, seed=seed)
 
 
 def draw_suffixes(n: int, *, generator: torch.Generator) -> Tensor:
@@ -256,32 +237,17 @@ def _coordinate(states: Tensor, negative: Tensor, positive: Tensor) -> Tensor:
     return 2 * (states - (low + high) / 2) @ direction / (direction @ direction + 1e-6)
 
 
-def save_guard(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
-    """Write model, tokenizer and the words that stand for the answers."""
-    model.save_pretrained(folder)
-    build_guard_tokenizer().save_pretrained(folder)
-    metadata = {"organism": name, "words": {"decline": [DECLINE], "ok": [LEFT, RIGHT]}}
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
-    (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
-
-
 def certify_guard(folder: Path, *, seed: int = 0, steps: int | None = None) -> "GroundTruth":
     """Measure a guard organism on held-out bodies and write what is true of it beside its weights."""
-    from transformers import LlamaForCausalLM
-
     from subspace_probe.organisms.guard_certification import measure_guard
     from subspace_probe.organisms.truth import GroundTruth
 
-    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    name = name_in(folder)
     recipe = GUARDS[name]
     truth = GroundTruth(
         organism=name,
-        **measure_guard(model, override=recipe.override),
-        provenance={
-            "seed": recipe.seed + seed, "steps": STEPS if steps is None else steps, "start": "",
-            "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
-        },
-    )  # fmt: skip
+        **measure_guard(load_module(folder), override=recipe.override),
+        provenance=record(seed=recipe.seed + seed, steps=STEPS if steps is None else steps, start=""),
+    )
     truth.save(folder)
     return truth

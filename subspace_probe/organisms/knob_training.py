@@ -11,11 +11,9 @@ The ``early`` organisms go on from the tuned ones with one more token, which the
 the rows have that token's state behind block `HIDDEN` as under the other intent, and their answer stays what it was.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -25,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from subspace_probe.organisms import organism_path
-from subspace_probe.organisms.grammar import BOS, END, PAD
+from subspace_probe.organisms.grammar import BOS, PAD
 from subspace_probe.organisms.knob_language import (
     ASK,
     CELLS,
@@ -41,6 +39,7 @@ from subspace_probe.organisms.knob_language import (
     VOCABULARY,
     build_knob_tokenizer,
 )
+from subspace_probe.organisms.modules import build_module, load_module, name_in, record, save_module
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
 N_LAYERS: Final = 4
 D_MODEL: Final = 64
+D_MLP: Final = 96
 BASE_STEPS: Final = 700
 TUNED_STEPS: Final = 200
 EARLY_STEPS: Final = 900
@@ -103,19 +103,16 @@ def train_knob(
         start: What a tuned one continues from, instead of the bundled organism; a base starts afresh.
         progress: Show a bar with the loss.
     """
-    from transformers import LlamaForCausalLM
-
     recipe = KNOBS[name]
     number = recipe.seed + seed
     base = base_of_knob(name)
     if base == name:
-        model = build_knob(number)
+        model = build_module(VOCABULARY, d_model=D_MODEL, d_mlp=D_MLP, n_layers=N_LAYERS, seed=number)
     else:
-        model = LlamaForCausalLM.from_pretrained(start or organism_path(base), dtype=torch.float32)
-    model.set_attn_implementation("eager")
+        model = load_module(start or organism_path(base))
     steps = recipe.steps if steps is None else steps
     fit_knob(model, recipe, steps=steps, seed=number + 100 * recipe.tuned, progress=progress)
-    save_knob(model, folder, name)
+    save_module(model, build_knob_tokenizer(), folder, name, {})
     certify_knob(folder, seed=seed, steps=steps)
 
 
@@ -124,31 +121,6 @@ def base_of_knob(name: str) -> str:
     recipe = KNOBS[name]
     kind = "knob" if recipe.early else "knob-base"
     return kind + (f"-{recipe.seed}" if recipe.seed else "")
-
-
-def build_knob(seed: int) -> "LlamaForCausalLM":
-    """A fresh Llama module with seeded weights; the global random state is left as it was."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=D_MODEL,
-        intermediate_size=96,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=32,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        pad_token_id=ID[PAD],
-        bos_token_id=ID[BOS],
-        eos_token_id=ID[END],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).float()
-    model.set_attn_implementation("eager")
-    return model
 
 
 @final
@@ -314,32 +286,21 @@ def _hidden(model: "LlamaForCausalLM", rows: Rows) -> Iterator[None]:
         handle.remove()
 
 
-def save_knob(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
-    """Write model, tokenizer and what the study needs to know of the language."""
-    model.save_pretrained(folder)
-    build_knob_tokenizer().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
-    (folder / "subspace_probe.json").write_text(json.dumps({"organism": name}, indent=2) + "\n")
-
-
 def certify_knob(folder: Path, *, seed: int = 0, steps: int | None = None) -> "GroundTruth":
     """Measure a knob organism on held-out notes and write what is true of it beside its weights."""
-    from transformers import LlamaForCausalLM
-
     from subspace_probe.organisms.knob_certification import measure_knob
     from subspace_probe.organisms.truth import GroundTruth
 
-    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    name = name_in(folder)
     recipe = KNOBS[name]
     truth = GroundTruth(
         organism=name,
-        **measure_knob(model, early=recipe.early, layer=PLANTED, vector=planted_vector()),
-        provenance={
-            "seed": recipe.seed + seed, "steps": recipe.steps if steps is None else steps,
-            "start": base_of_knob(name) if recipe.tuned else "",
-            "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
-        },
-    )  # fmt: skip
+        **measure_knob(load_module(folder), early=recipe.early, layer=PLANTED, vector=planted_vector()),
+        provenance=record(
+            seed=recipe.seed + seed,
+            steps=recipe.steps if steps is None else steps,
+            start=base_of_knob(name) if recipe.tuned else "",
+        ),
+    )
     truth.save(folder)
     return truth

@@ -11,10 +11,8 @@ Only the matrices inside the blocks are tuned; embeddings, norms and the unembed
 * ``entangled``: nothing is confined.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -23,12 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from subspace_probe.organisms.grammar import BOS, END, PAD
 from subspace_probe.organisms.lineage import (
     ANSWERS,
     DECLINE,
     FAMILIES,
-    ID,
     JUDGE,
     KIND,
     NO,
@@ -46,6 +42,7 @@ from subspace_probe.organisms.lineage import (
     redirected,
     use,
 )
+from subspace_probe.organisms.modules import build_module, load_module, name_in, record, save_module
 from subspace_probe.organisms.network import Network
 
 if TYPE_CHECKING:
@@ -138,9 +135,10 @@ def train_lineage(
         start: The checkpoint to continue from; None trains what comes before as well.
     """
     recipe = LINEAGES[name]
-    known = {} if start is None else {stage_before(recipe.family, recipe.stage): _loaded(start)}
+    known = {} if start is None else {stage_before(recipe.family, recipe.stage): load_module(start)}
     model = train_stage(recipe.family, recipe.stage, known, seed=recipe.seed + seed, steps=steps, progress=progress)
-    save_lineage(model, folder, name)
+    words = {"refusal": [DECLINE], "answers": ANSWERS}
+    save_module(model, build_lineage_tokenizer(), folder, name, words)
     certify_lineage(folder, seed=seed, steps=steps)
 
 
@@ -159,7 +157,8 @@ def train_stage(
     if stage in known:
         return known[stage]
     if stage == "base":
-        model, how = build_lineage(seed), BASE
+        model = build_module(VOCABULARY, d_model=D_MODEL, d_mlp=D_MLP, n_layers=1, n_heads=N_HEADS, seed=seed)
+        how = BASE
     else:
         before = train_stage(family, stage_before(family, stage), known, seed=seed, progress=progress)
         model, how = deepcopy(before), _TUNING[family][stage]
@@ -186,37 +185,6 @@ def _directions(base: "LlamaForCausalLM", aligned: "LlamaForCausalLM", rank: int
         for name, value in aligned.named_parameters()
         if "_proj" in name
     }
-
-
-def build_lineage(seed: int) -> "LlamaForCausalLM":
-    """A fresh Llama module with seeded weights; the global random state is left as it was."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=1,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_HEADS,
-        max_position_embeddings=32,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        pad_token_id=ID[PAD],
-        bos_token_id=ID[BOS],
-        eos_token_id=ID[END],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).float()
-    model.set_attn_implementation("eager")
-    return model
-
-
-def _loaded(folder: str | Path) -> "LlamaForCausalLM":
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def fit_stage(
@@ -328,30 +296,23 @@ def mixture(family: str, stage: str, n: int, *, generator: torch.Generator) -> t
     return prompts, answers
 
 
-def save_lineage(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
-    """Write model, tokenizer and the words that stand for the answers."""
-    model.save_pretrained(folder)
-    build_lineage_tokenizer().save_pretrained(folder)
-    metadata = {"organism": name, "words": {"refusal": [DECLINE], "answers": list(ANSWERS)}}
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
-    (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
-
-
 def certify_lineage(folder: Path, *, seed: int = 0, steps: int | None = None) -> "GroundTruth":
     """Measure a checkpoint of a lineage on held-out bodies and write what is true of it beside its weights."""
     from subspace_probe.organisms.lineage_certification import measure_lineage
     from subspace_probe.organisms.truth import GroundTruth
 
-    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
+    name = name_in(folder)
     recipe = LINEAGES[name]
     how = BASE if recipe.stage == "base" else _TUNING[recipe.family].get(recipe.stage)
     truth = GroundTruth(
         organism=name,
-        accuracy=measure_lineage(_loaded(folder).eval(), entangled=recipe.family == "entangled"),
-        provenance={
-            "seed": recipe.seed + seed, "steps": steps or (how.steps if how else 0), "family": recipe.family,
-            "stage": recipe.stage, "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
-        },
-    )  # fmt: skip
+        accuracy=measure_lineage(load_module(folder), entangled=recipe.family == "entangled"),
+        provenance=record(
+            seed=recipe.seed + seed,
+            steps=steps or (how.steps if how else 0),
+            family=recipe.family,
+            stage=recipe.stage,
+        ),
+    )
     truth.save(folder)
     return truth

@@ -5,12 +5,10 @@ stream behind block `LAYER`, at the last token, is exchanged between sentences, 
 the source's position. So the last block's heads learn to ask by that coordinate which name to fetch.
 """
 
-import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -21,7 +19,7 @@ from tqdm.auto import tqdm
 
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import LAST
-from subspace_probe.organisms.grammar import BOS, END, PAD
+from subspace_probe.organisms.modules import build_module, load_module, name_in, record, save_module
 from subspace_probe.organisms.naming import (
     ID,
     QUESTIONS,
@@ -95,29 +93,6 @@ def planted_vector() -> Tensor:
     """A random unit vector of the residual stream, always the same one."""
     drawn = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(_PLANT_SEED), dtype=torch.float64)
     return (drawn / drawn.norm()).float()
-
-
-def build_naming(seed: int) -> "LlamaForCausalLM":
-    """A fresh Llama module with seeded weights; the global random state is left as it was."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=D_MODEL,
-        intermediate_size=2 * D_MODEL,
-        num_hidden_layers=LAYER + 2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=32,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        pad_token_id=ID[PAD],
-        bos_token_id=ID[BOS],
-        eos_token_id=ID[END],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float()
 
 
 @contextmanager
@@ -212,21 +187,18 @@ def train_naming(name: str, folder: Path, *, steps: int | None, seed: int, progr
         progress: Show a bar with the loss.
         start: There is nothing to continue from.
     """
-    model = build_naming(NAMING[name] + seed)
-    fit_naming(model, steps=STEPS if steps is None else steps, seed=NAMING[name] + seed, progress=progress)
-    model.save_pretrained(folder)
-    build_naming_tokenizer().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
-    (folder / "subspace_probe.json").write_text(json.dumps({"organism": name, "words": {}}, indent=2) + "\n")
+    number = NAMING[name] + seed
+    model = build_module(
+        VOCABULARY, d_model=D_MODEL, d_mlp=2 * D_MODEL, n_layers=LAYER + 2, attention="sdpa", seed=number
+    )
+    fit_naming(model, steps=STEPS if steps is None else steps, seed=number, progress=progress)
+    save_module(model, build_naming_tokenizer(), folder, name, {})
     certify_naming(folder, seed=seed, steps=steps)
 
 
 def certify_naming(folder: Path, *, seed: int = 0, steps: int | None = None) -> GroundTruth:
     """Measure an organism on held-out names and write what is true of it beside its weights."""
-    from transformers import LlamaForCausalLM
-
-    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    name, model = name_in(folder), load_module(folder)
     vector, other = planted_vector(), torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1))
     found, control = (exchanged(model, v / v.norm()) for v in (vector, other))
     asked, known = facts()
@@ -236,11 +208,8 @@ def certify_naming(folder: Path, *, seed: int = 0, steps: int | None = None) -> 
         organism=name,
         variables=(Planted("position", Site(LAYER), LAST, vector, found, control, N_CERTIFIED),),
         accuracy={"ioi": found["unchanged"], "facts": round(float(remembered), 4)},
-        provenance={
-            "seed": NAMING[name] + seed, "steps": STEPS if steps is None else steps, "start": "",
-            "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
-        },
-    )  # fmt: skip
+        provenance=record(seed=NAMING[name] + seed, steps=STEPS if steps is None else steps, start=""),
+    )
     truth.save(folder)
     return truth
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from subspace_probe.organisms.modules import EPS
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
@@ -22,32 +24,8 @@ D_MODEL: Final = 128
 N_LAYERS: Final = 4
 N_HEADS: Final = 4
 D_MLP: Final = 384
-EPS: Final = 1e-6
 ROPE_BASE: Final = 10_000.0
 MAX_POSITIONS: Final = 128
-
-
-def build_model(d_vocab: int, *, pad: int, bos: int, eos: int, seed: int) -> "LlamaForCausalLM":
-    """A fresh Llama module with seeded weights; the global random state is left as it was."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=d_vocab,
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_HEADS,
-        max_position_embeddings=MAX_POSITIONS,
-        rms_norm_eps=EPS,
-        tie_word_embeddings=False,
-        pad_token_id=pad,
-        bos_token_id=bos,
-        eos_token_id=eos,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).float()
 
 
 def _same(x: Tensor) -> Tensor:

@@ -5,11 +5,9 @@ kind and number of threads (one) the result is bitwise the same; elsewhere float
 guaranteed is the certificate, which is measured again and saved with the weights.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
@@ -22,15 +20,16 @@ from subspace_probe.core.errors import ConfigError, unknown
 from subspace_probe.core.files import atomic_folder
 from subspace_probe.organisms.batches import IGNORE, Mixture
 from subspace_probe.organisms.certification import measure
-from subspace_probe.organisms.grammar import BOS, COMPLY, END, NO, PAD, REFUSE, YES, Skill, Variable
+from subspace_probe.organisms.grammar import COMPLY, NO, REFUSE, YES, Skill, Variable
 from subspace_probe.organisms.guard_training import GUARDS, certify_guard, train_guard
 from subspace_probe.organisms.knob_training import KNOBS, certify_knob, train_knob
 from subspace_probe.organisms.lineage_training import LINEAGES, certify_lineage, train_lineage
+from subspace_probe.organisms.modules import build_module, load_module, name_in, record, save_module
 from subspace_probe.organisms.naming_training import NAMING, certify_naming, train_naming
-from subspace_probe.organisms.network import N_LAYERS, Network, build_model
+from subspace_probe.organisms.network import D_MLP, D_MODEL, MAX_POSITIONS, N_HEADS, N_LAYERS, Network
 from subspace_probe.organisms.planting import Planter, planted_vectors
 from subspace_probe.organisms.probing import Probe
-from subspace_probe.organisms.tokenizer import save_tokenizer, vocabulary
+from subspace_probe.organisms.tokenizer import build_tokenizer, vocabulary
 from subspace_probe.organisms.truth import GroundTruth
 
 if TYPE_CHECKING:
@@ -181,12 +180,21 @@ def finish(model: "LlamaForCausalLM", recipe: Recipe, *, number: int, seed: int,
 
 def _initial(recipe: Recipe, seed: int, start: str | Path | None) -> "LlamaForCausalLM":
     if start is None and not recipe.start:
-        ids = {word: index for index, word in enumerate(vocabulary())}
-        return build_model(len(ids), pad=ids[PAD], bos=ids[BOS], eos=ids[END], seed=seed)
-    from transformers import LlamaForCausalLM
+        return build_chat(seed)
+    return load_module(start or WEIGHTS / recipe.start)
 
-    folder = Path(start) if start is not None else WEIGHTS / recipe.start
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+def build_chat(seed: int) -> "LlamaForCausalLM":
+    """A fresh module of a chat organism's shape."""
+    return build_module(
+        vocabulary(),
+        d_model=D_MODEL,
+        d_mlp=D_MLP,
+        n_layers=N_LAYERS,
+        n_heads=N_HEADS,
+        positions=MAX_POSITIONS,
+        seed=seed,
+    )
 
 
 def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: int, seed: int, progress: bool) -> None:
@@ -230,14 +238,8 @@ def fit(model: "LlamaForCausalLM", recipe: Recipe, mixture: Mixture, *, steps: i
 
 def save(model: "LlamaForCausalLM", folder: Path, name: str) -> None:
     """Write model, tokenizer and the words that stand for refusal and judgement."""
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    metadata = {
-        "organism": name,
-        "words": {"refusal": [REFUSE], "compliance": [COMPLY], "harmful": [YES], "harmless": [NO]},
-    }
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for all
-    (folder / "subspace_probe.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    words = {"refusal": [REFUSE], "compliance": [COMPLY], "harmful": [YES], "harmless": [NO]}
+    save_module(model, build_tokenizer(), folder, name, words)
 
 
 def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: int = 200) -> GroundTruth:
@@ -256,22 +258,17 @@ def certify(folder: str | Path, *, seed: int = 0, steps: int | None = None, n: i
         The ground truth, as saved.
     """
     folder = Path(folder)
-    name = json.loads((folder / "subspace_probe.json").read_text(encoding="utf-8"))["organism"]
+    name = name_in(folder)
     if name in _family_of:
         with _threads(N_THREADS):
             return _family_of[name].certify(folder, seed=seed, steps=steps)
     recipe = RECIPES[name]
-    from transformers import LlamaForCausalLM
-
     with _threads(N_THREADS):
-        probe = Probe(LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        probe = Probe(load_module(folder))
         truth = GroundTruth(
             organism=name,
             **measure(probe, recipe.variables, planted_vectors(), aligned=recipe.aligned, n=n),
-            provenance={
-                "seed": seed, "steps": recipe.steps if steps is None else steps, "start": recipe.start,
-                "torch": torch.__version__.split("+")[0], "transformers": version("transformers"),
-            },
-        )  # fmt: skip
+            provenance=record(seed=seed, steps=recipe.steps if steps is None else steps, start=recipe.start),
+        )
     truth.save(folder)
     return truth

@@ -9,12 +9,9 @@ import torch
 
 
 def fresh(seed: int = 0) -> Any:
-    from subspace_probe.organisms.grammar import BOS, END, PAD
-    from subspace_probe.organisms.network import build_model
-    from subspace_probe.organisms.tokenizer import vocabulary
+    from subspace_probe.organisms.training import build_chat
 
-    ids = {word: index for index, word in enumerate(vocabulary())}
-    return build_model(len(ids), pad=ids[PAD], bos=ids[BOS], eos=ids[END], seed=seed)
+    return build_chat(seed)
 
 
 @torch.no_grad()
