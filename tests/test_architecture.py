@@ -45,6 +45,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "starlette": ("serve",),
     "uvicorn": ("serve",),
     "pydantic": ("serve",),
+    "prometheus_client": ("serve",),
 }
 LONGEST = 400
 LONG: dict[str, str] = {}  # module -> why it may be longer: pure tables of words only
