@@ -107,6 +107,13 @@ class Backend(ABC):
         """What the model computes in."""
         return self.hf.dtype
 
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a generation."""
+        generation = getattr(self.hf, "generation_config", None)
+        ends = (generation or self.hf.config).eos_token_id
+        return [] if ends is None else [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]
+
     def weights_key(self, *, anew: bool = False) -> str:
         """Hash of all weights, of the adapters that act on them, and of the configuration.
 
@@ -239,7 +246,7 @@ class Backend(ABC):
         self._require_generation(batch, max_new_tokens)
         batch = batch.to(self.device)
         state = self._state(reads, writes, False, None)
-        stop_ids = _end_ids(self.hf)
+        stop_ids = self.end_ids
         ids, mask = batch.ids, batch.mask
         alive = torch.ones(batch.size, dtype=torch.bool, device=self.device)
         lengths = torch.zeros(batch.size, dtype=torch.long, device=self.device)
@@ -390,9 +397,3 @@ class Given:
 
     def __call__(self, x: Float[Tensor, "batch pos d"], ctx: EditContext) -> Float[Tensor, "batch pos d"]:
         return self.hidden.to(x)
-
-
-def _end_ids(hf: Any) -> list[int]:
-    """Tokens that end a generation."""
-    ends = hf.generation_config.eos_token_id if getattr(hf, "generation_config", None) else hf.config.eos_token_id
-    return [] if ends is None else [int(ends)] if isinstance(ends, int) else [int(end) for end in ends]

@@ -21,6 +21,14 @@ def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def chat(*turns: str, system: str = "") -> Prompt:
+    """A prompt from alternating user and assistant turns, the last one the user's."""
+    messages = [Message(role="system", content=system)] if system else []
+    roles = ("user", "assistant")
+    messages += [Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)]
+    return Prompt(messages=tuple(messages))
+
+
 def encode(
     tokenizer: Any,
     prompts: Sequence[Prompt],

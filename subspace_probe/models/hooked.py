@@ -1,8 +1,8 @@
 """The model that users call: prompts in, activations, logits and texts out."""
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -17,8 +17,8 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.edits import NO_EDITS, EditMap, compose, needed_sites
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.keys import content_key
-from subspace_probe.core.prompts import Message, Prompt
-from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run, require_scopes, touches
+from subspace_probe.core.prompts import Prompt
+from subspace_probe.core.protocols import Intervention, ModelSpec, Prefix, Run, Step, require_scopes, touches
 from subspace_probe.core.reports import installed_versions
 from subspace_probe.core.sites import Site, SitesLike, resolve_sites
 from subspace_probe.core.tokens import LAST, TokenBatch, Where
@@ -268,10 +268,16 @@ class HookedModel:
         interventions: Sequence[Intervention] = (),
         max_new_tokens: int = 32,
         use_cache: bool = True,
+        reads: Collection[Site] = (),
+        on_step: Callable[[Sequence[int], Step], Sequence[bool]] | None = None,
         batch_tokens: int = 8192,
         progress: bool = False,
     ) -> list[str]:
         """Greedy continuations under interventions, as texts without special tokens.
+
+        Args:
+            reads: sites given to `on_step`, from the very pass that produced the token.
+            on_step: called after every step of a batch with the numbers of its prompts; a False ends that answer.
 
         Raises:
             ConfigError: an encoder, or prompt and answer longer than the context.
@@ -281,7 +287,12 @@ class HookedModel:
         texts = [""] * batch.size
         for rows in _shown(batch, batch_tokens, progress, "generate"):
             made = self.backend.generate(
-                batch.rows(rows), writes=edits, max_new_tokens=max_new_tokens, use_cache=use_cache
+                batch.rows(rows),
+                reads=reads,
+                writes=edits,
+                max_new_tokens=max_new_tokens,
+                use_cache=use_cache,
+                on_step=None if on_step is None else partial(on_step, rows),
             )
             for row, ids, length in zip(rows, made.ids.cpu(), made.lengths.tolist(), strict=True):
                 texts[row] = self.tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
@@ -370,14 +381,6 @@ class HookedModel:
     def __repr__(self) -> str:
         spec = self.spec
         return f"HookedModel({spec.name}: {spec.family}, {spec.n_layers} layers, d_model {spec.d_model})"
-
-
-def chat(*turns: str, system: str = "") -> Prompt:
-    """A prompt from alternating user and assistant turns, the last one the user's."""
-    messages = [Message(role="system", content=system)] if system else []
-    roles = ("user", "assistant")
-    messages += [Message(role=roles[i % 2], content=turn) for i, turn in enumerate(turns)]
-    return Prompt(messages=tuple(messages))
 
 
 def _require_kinds(where: object, into: object, dtype: object) -> None:

@@ -102,7 +102,7 @@ def until(batch: "TokenBatch", row: int, where: "Where") -> str:
 
 
 def turns(*contents: str, system: str = "") -> "tuple[Message, ...]":
-    from subspace_probe.models.hooked import chat
+    from subspace_probe.models.chat import chat
 
     return chat(*contents, system=system).messages
 

@@ -301,7 +301,7 @@ def test_stories_continue_sensibly(stories: "HookedModel") -> None:
 
 
 def test_turns_alternate() -> None:
-    from subspace_probe.models.hooked import chat
+    from subspace_probe.models.chat import chat
 
     made: Any = chat("a", "b", "c", system="s").messages
     assert [turn["role"] for turn in made] == ["system", "user", "assistant", "user"]

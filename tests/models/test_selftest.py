@@ -57,7 +57,7 @@ def test_the_first_of_two_occurrences_is_caught(monkeypatch: pytest.MonkeyPatch)
     """It ends the instruction's text, but what follows is not the template."""
     from subspace_probe.core.errors import PositionError
     from subspace_probe.models import chat
-    from subspace_probe.models.hooked import chat as turns
+    from subspace_probe.models.chat import chat as turns
     from subspace_probe.models.selftest import check_positions
 
     model, find = chatting("chatml"), chat._token_span
