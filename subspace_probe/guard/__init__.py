@@ -1,1 +1,1 @@
-"""The latent guard: a classifier on activations with a false-positive rate that can be stated."""
+"""A classifier on a model's own activations: the latent guard, its threshold, and what it can be trusted with."""
