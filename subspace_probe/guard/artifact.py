@@ -40,6 +40,8 @@ def save_guard(guard: LatentGuard, folder: Path) -> Path:
         parts["gate"] = guard.gate.tensors()
     if guard.calibration is not None:
         parts["calibration"] = guard.calibration.numbers
+    if guard.streaming is not None and guard.streaming.probe is not None:
+        parts["streaming"] = guard.streaming.probe.tensors()
     body = {
         "format": FORMAT,
         **described,
@@ -114,7 +116,7 @@ def _guard(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], model: 
     if body["streaming"] is not None:
         from subspace_probe.guard.streaming import Streaming
 
-        guard.streaming = Streaming.of(body["streaming"])
+        guard.streaming = Streaming.of(body["streaming"], part("streaming"))
     return guard
 
 

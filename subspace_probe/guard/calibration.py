@@ -6,7 +6,7 @@ moves the threshold, which is on the score itself.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Calibration:
                 f"{FEW} of each at least, and about a thousand for isotonic."
             )
         frozen = FrozenEstimator(_Given().fit(scores[:, None], y))
-        made = CalibratedClassifierCV(frozen, method=method).fit(scores[:, None], y)
+        made: Any = CalibratedClassifierCV(frozen, method=method).fit(scores[:, None], y)
         (one,) = made.calibrated_classifiers_[0].calibrators
         if method == "sigmoid":
             numbers = {"a": np.array(one.a_), "b": np.array(one.b_)}

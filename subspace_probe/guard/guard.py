@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from subspace_probe.core.reports import Report
     from subspace_probe.guard.streaming import Streaming
 
+_anew: Callable[..., Any] = clone  # scikit-learn ships no types, and guessed ones are wrong
 Labels = Sequence[int] | NDArray[np.integer]
 USES = {"fit": "fitted on", "calibrate": "calibrated on", "threshold": "used to set the threshold"}
 
@@ -69,11 +70,11 @@ class LatentGuard:
         batch_tokens: int = 8192,
     ) -> None:
         self.model = model
-        self.probe: LatentProbe = clone(probe) if probe is not None else LatentProbe("lda")
+        self.probe: LatentProbe = _anew(probe) if probe is not None else LatentProbe("lda")
         self.stream = stream
         self.asked_layers = layers
         self.where = Where.parse(where) if isinstance(where, str) else where or reading.usual_where(model)
-        self.gate: ResidualGate | None = None if gate is None else clone(gate)
+        self.gate: ResidualGate | None = None if gate is None else _anew(gate)
         self.category = category
         self.seed = seed
         self.batch_tokens = batch_tokens
@@ -119,10 +120,10 @@ class LatentGuard:
                 )
             asked = (chosen_layer(scores),)
         chosen = np.concatenate([blocks[layer] for layer in asked], axis=1)
-        probe = clone(self.probe).set_params(n_layers=len(asked))
+        probe = _anew(self.probe).set_params(n_layers=len(asked))
         self.probe = probe.fit(chosen, labels, nuisance=examples.nuisance)
         if self.gate is not None:
-            self.gate = clone(self.gate).fit(chosen[labels == 0])
+            self.gate = _anew(self.gate).fit(chosen[labels == 0])
         self.layers, self.layer_scores, self.fitted_on = asked, scores, self.model.fingerprint
         self.calibration = self.threshold = self.streaming = None
         self.seen = {"fit": frozenset(examples.keys())}
@@ -147,7 +148,7 @@ class LatentGuard:
         self._require_fresh(examples, "calibrate", ("fit",))
         scores = self.decide(self._rows(examples, self.sites))
         self.calibration = Calibration.fit(scores, examples.labels, method)
-        self.seen = {**self.seen, "calibrate": frozenset(examples.keys())}
+        self.use("calibrate", examples)
         return self
 
     def set_threshold(
@@ -198,9 +199,12 @@ class LatentGuard:
             confidence=confidence,
             groups=examples.groups if examples.grouped else None,
         )
-        used = self.seen.get("threshold", frozenset[str]())
-        self.seen = {**self.seen, "threshold": used | frozenset(examples.keys())}
+        self.use("threshold", examples)
         return made
+
+    def use(self, purpose: str, examples: Examples) -> None:
+        """Record that the guard is made from these prompts too: "fit", "calibrate" or "threshold"."""
+        self.seen = {**self.seen, purpose: self.seen.get(purpose, frozenset[str]()) | frozenset(examples.keys())}
 
     # ------------------------------------------------------------------------------------------------------- judging
     def decision_function(self, X: Shown) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ def layer_scores(
     nuisance: NDArray[np.float64] | None,
     *,
     seed: int,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[int, LayerScore]:
     """Separation on held-out folds that share no group with the rest, by layer.
 

@@ -3,12 +3,14 @@
 The score of a generated token is read in the pass that takes it in, so it costs one product a token, and what is
 produced by that pass is not shown once the guard has tripped. The threshold is set on the running maximum over whole
 answers: one that is set on single tokens is passed by more and more answers the longer they grow.
+
+A guard is fitted at one token of prompts. What generated tokens hold is fitted on answers: `fit_stream`.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, final
 
 import numpy as np
@@ -22,13 +24,14 @@ from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.guard.examples import Shown, examples_of
 from subspace_probe.guard.guard import Labels, LatentGuard
 from subspace_probe.guard.judgements import Judgement
+from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.thresholds import Threshold
 
 Action = Literal["answered", "stopped", "replaced", "routed"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Streaming:
     """How token scores become a decision.
 
@@ -37,6 +40,7 @@ class Streaming:
         k, n: trips when k of the last n (smoothed) scores lie above the threshold.
         min_tokens: generated tokens that are scored but cannot trip, at the beginning.
         max_new_tokens: the length that the threshold holds for.
+        probe: fitted on generated tokens; None: the guard's own, fitted at its token of prompts.
         threshold: on the running maximum; None before one is set.
     """
 
@@ -45,6 +49,7 @@ class Streaming:
     n: int = 1
     min_tokens: int = 0
     max_new_tokens: int = 64
+    probe: LatentProbe | None = None
     threshold: Threshold | None = None
 
     def __post_init__(self) -> None:
@@ -64,14 +69,17 @@ class Streaming:
         return np.array([running.add(float(score)) for score in scores])
 
     def describe(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; the probe's numbers are apart."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        held = None if self.threshold is None else asdict(self.threshold)
+        return settings | {"probe": None if self.probe is None else self.probe.get_params(), "threshold": held}
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> "Streaming":
-        """What `describe` gave."""
-        held = body["threshold"]
-        return cls(**{**body, "threshold": None if held is None else Threshold(**held)})
+    def of(cls, body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> "Streaming":
+        """What `describe` and the probe's `tensors` gave."""
+        probe = None if body["probe"] is None else LatentProbe.from_tensors(body["probe"], dict(tensors))
+        held = None if body["threshold"] is None else Threshold(**body["threshold"])
+        return cls(**{**body, "probe": probe, "threshold": held})
 
 
 @final
@@ -115,11 +123,45 @@ class Guarded:
     action: Action
 
 
+def fit_stream(
+    guard: LatentGuard,
+    X: Shown,
+    y: Labels | None = None,
+    *,
+    streaming: Streaming | None = None,
+    progress: bool = False,
+) -> Streaming:
+    """Fit a probe on the tokens of the model's own answers, each labelled as its prompt; the guard keeps it.
+
+    Args:
+        X: prompts of both classes; what the guard was fitted on will do.
+        streaming: the other settings.
+
+    Raises:
+        DataError: prompts of one class, or answers without a token that a pass took in.
+    """
+    streaming, examples = streaming or Streaming(), examples_of(X, y)
+    watched = _Watched(guard, replace(streaming, probe=None, threshold=None), examples.prompts, at_prompt=False)
+    watched.run(progress=progress)
+    counts = [len(rows) for rows in watched.states]
+    labels = np.repeat(examples.labels, counts)
+    if len(set(labels.tolist())) < 2:
+        raise DataError(
+            f"The answers to {len(counts)} prompts have {sum(counts)} tokens to fit on, not of both classes. Allow "
+            "more tokens (max_new_tokens), or give more prompts."
+        )
+    rows = np.array([state for states in watched.states for state in states])
+    probe = LatentProbe(**guard.probe.get_params()).fit(rows, labels)
+    guard.streaming = replace(streaming, probe=probe, threshold=None)
+    guard.use("fit", examples)
+    return guard.streaming
+
+
 def stream_threshold(
     guard: LatentGuard,
     negatives: Shown,
-    streaming: Streaming,
     *,
+    streaming: Streaming | None = None,
     target_fpr: float = 0.01,
     confidence: float | None = 0.95,
     groups: Labels | None = None,
@@ -133,6 +175,8 @@ def stream_threshold(
     Raises:
         DataError: as `LatentGuard.set_threshold`; or answers too short to be scored.
     """
+
+    streaming = streaming or guard.streaming or Streaming()
 
     def highest(shown: Shown) -> NDArray[np.float64]:
         watched = _Watched(guard, replace(streaming, threshold=None), examples_of(shown).prompts, at_prompt=False)
@@ -212,6 +256,8 @@ class _Watched:
     ) -> None:
         self.guard, self.streaming, self.prompts = guard, streaming, prompts
         self.at_prompt, self.on_token = at_prompt, on_token
+        self.probe = streaming.probe or guard.probe
+        self.states: list[list[NDArray[np.float64]]] = [[] for _ in prompts]
         self.scores: list[list[float]] = [[] for _ in prompts]
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.tripped: list[int | None] = [None] * len(prompts)
@@ -244,8 +290,9 @@ class _Watched:
             self._prompts(rows, step)
         else:
             states = torch.cat([step.reads[site][:, -1] for site in self.guard.sites], dim=1)
-            for row, score in zip(rows, self.guard.decide(states.double().cpu().numpy()), strict=True):
-                self._token(row, step.index - 1, float(score))
+            taken_in = states.double().cpu().numpy()
+            for row, state, score in zip(rows, taken_in, self.probe.decision_function(taken_in), strict=True):
+                self._token(row, step.index - 1, state, float(score))
         for row, token in zip(rows, step.tokens.tolist(), strict=True):
             if self.tripped[row] is None and not self._over(row):
                 self.tokens[row].append(token)
@@ -272,10 +319,11 @@ class _Watched:
         ends = self.guard.model.backend.end_ids
         return bool(self.tokens[row]) and self.tokens[row][-1] in ends
 
-    def _token(self, row: int, index: int, score: float) -> None:
+    def _token(self, row: int, index: int, state: NDArray[np.float64], score: float) -> None:
         if self.tripped[row] is not None or index >= len(self.tokens[row]) or self._over(row):
             return
         self.scores[row].append(score)
+        self.states[row].append(state)
         if self.on_token is not None:
             self.on_token(row, self.guard.model.tokenizer.decode([self.tokens[row][index]]), score)
         threshold = self.streaming.threshold
