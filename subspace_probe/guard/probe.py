@@ -159,8 +159,8 @@ class LatentProbe(ClassifierMixin, BaseEstimator):
             raise ConfigError(f"LatentProbe was given n_layers={self.n_layers!r}; a whole number from 1 is needed.")
         if self.n_features_in_ % self.n_layers:
             raise ShapeError(
-                f"LatentProbe was told of {self.n_layers} layers of equal width, and given {self.n_features_in_} features, "
-                "which do not divide into them. Set n_layers to the number of layers side by side in X."
+                f"LatentProbe was told of {self.n_layers} layers of equal width, and given {self.n_features_in_} "
+                "features, which do not divide into them. Set n_layers to the number of layers side by side in X."
             )
 
     def _nuisance(self, nuisance: ArrayLike | None, n: int) -> Float64[np.ndarray, " n"] | None:
