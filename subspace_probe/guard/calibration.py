@@ -84,3 +84,6 @@ class _Given(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
         return X[:, 0]
+
+    def predict(self, X: NDArray[np.float64]) -> NDArray[np.int64]:
+        return self.classes_[(X[:, 0] > 0).astype(np.int64)]
