@@ -1,7 +1,7 @@
 """A classifier on activations, with scikit-learn's conventions."""
 
 from collections.abc import Callable
-from typing import Any, Self, TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -60,7 +60,7 @@ class LatentProbe(ClassifierMixin, BaseEstimator):
         self.shrinkage = shrinkage
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike, nuisance: ArrayLike | None = None) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, nuisance: ArrayLike | None = None) -> "LatentProbe":
         """Fit.
 
         Args:
@@ -124,7 +124,7 @@ class LatentProbe(ClassifierMixin, BaseEstimator):
         return {**self.rule_.tensors(), **_labels(self.classes_), "n_features_in": np.array([self.n_features_in_])}
 
     @classmethod
-    def from_tensors(cls, settings: dict[str, Any], tensors: Tensors) -> Self:
+    def from_tensors(cls, settings: dict[str, Any], tensors: Tensors) -> "LatentProbe":
         """The probe whose `get_params()` and `tensors()` these are."""
         probe = cls(**settings)
         probe.rule_ = rule_of(tensors)

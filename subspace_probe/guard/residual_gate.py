@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from math import ceil
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -58,7 +58,7 @@ class ResidualGate(OutlierMixin, BaseEstimator):
         self.alarm_rate = alarm_rate
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
+    def fit(self, X: ArrayLike, y: object = None) -> "ResidualGate":
         """Fit on benign states, [n, n_features]; y is not read.
 
         Raises:
@@ -114,7 +114,7 @@ class ResidualGate(OutlierMixin, BaseEstimator):
         }
 
     @classmethod
-    def from_tensors(cls, settings: dict[str, Any], tensors: dict[str, np.ndarray]) -> Self:
+    def from_tensors(cls, settings: dict[str, Any], tensors: dict[str, np.ndarray]) -> "ResidualGate":
         """The gate whose `get_params()` and `tensors()` these are."""
         gate = cls(**settings)
         gate.mean_, gate.components_ = tensors["mean"], tensors["components"]

@@ -1,7 +1,7 @@
 """What a fitted method comes down to: a decision that is above zero for the second class, and how steep it is."""
 
 from dataclasses import dataclass
-from typing import Protocol, Self, final, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -43,7 +43,7 @@ class Linear:
         return {"coef": self.coef, "intercept": np.array([self.intercept]), "slope": np.array([self.slope])}
 
     @classmethod
-    def of(cls, tensors: Tensors) -> Self:
+    def of(cls, tensors: Tensors) -> "Linear":
         """The rule that `tensors` came from."""
         return cls(tensors["coef"], float(tensors["intercept"][0]), float(tensors["slope"][0]))
 
@@ -74,7 +74,7 @@ class Cosines:
         return {"centroids": self.centroids, "slope": np.array([self.slope])}
 
     @classmethod
-    def of(cls, tensors: Tensors) -> Self:
+    def of(cls, tensors: Tensors) -> "Cosines":
         """The rule that `tensors` came from."""
         return cls(tensors["centroids"], float(tensors["slope"][0]))
 
