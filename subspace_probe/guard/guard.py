@@ -7,7 +7,7 @@ pass ends there. What it promises, a false-positive rate, is set on negatives th
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ class LatentGuard:
         groups: Labels | None = None,
         nuisance: str | Sequence[float] | NDArray[np.floating] | None = None,
         progress: bool = False,
-    ) -> Self:
+    ) -> "LatentGuard":
         """Choose the layer and fit the probe. A threshold and a calibration that were set before are dropped.
 
         Args:
@@ -135,7 +135,7 @@ class LatentGuard:
         y: Labels | None = None,
         *,
         method: str = "sigmoid",
-    ) -> Self:
+    ) -> "LatentGuard":
         """Make `predict_proba` mean what it says, on prompts that the guard was not fitted on. Moves no threshold.
 
         Args:
@@ -158,7 +158,7 @@ class LatentGuard:
         target_fpr: float = 0.01,
         confidence: float | None = 0.95,
         groups: Labels | None = None,
-    ) -> Self:
+    ) -> "LatentGuard":
         """Set the threshold so that at most a stated share of negatives like these is flagged; see `threshold_at`.
 
         Args:
