@@ -109,6 +109,7 @@ def test_a_zero_vector_has_no_cosine() -> None:
     x, y = _rows()
     probe = _probe("centroid_cosine", n_layers=2).fit(x, y)
     assert probe.decision_function(np.zeros((1, 12))) == 0
+    assert not probe.predict(np.zeros((1, 12)))  # on the boundary is not beyond it
     half = np.concatenate([np.zeros(6), x[0, 6:]])[None]  # a dead layer adds nothing, and the other counts in full
     low, high = probe.centroids_[:, 1]
     other = [x[0, 6:] @ c / np.linalg.norm(x[0, 6:]) / np.linalg.norm(c) for c in (low, high)]

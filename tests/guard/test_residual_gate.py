@@ -97,6 +97,19 @@ def test_saved_is_loaded_exactly() -> None:
     assert not (again.decision_function(x) == _gate(0.9).fit(x[::2]).decision_function(x)).all()  # control
 
 
+def test_at_the_limit_is_inside() -> None:
+    from subspace_probe.guard.residual_gate import ResidualGate
+
+    tensors = {
+        "mean": np.zeros(2),
+        "components": np.eye(2)[:1],
+        "limit": np.array([2.0]),
+        "alarm_rate": np.array([0.1]),
+    }
+    gate = ResidualGate.from_tensors({}, tensors)
+    assert gate.predict([[7.0, 2.0], [0.0, -2.0], [0.0, 2.5]]).tolist() == [1, 1, -1]
+
+
 def test_odd_but_lawful_data() -> None:
     generator = np.random.default_rng(0)
     few = _gate().fit(_benign(20, 10, generator))

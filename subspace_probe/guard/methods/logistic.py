@@ -2,6 +2,8 @@
 
 import numpy as np
 from jaxtyping import Bool, Float64
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from subspace_probe.guard.methods.rules import Linear, Settings
 
@@ -14,9 +16,6 @@ def fit(X: Float64[np.ndarray, "n f"], y: Bool[np.ndarray, " n"], nuisance: None
     Raises:
         ValueError: `C` not above 0.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
     scaler = StandardScaler().fit(X)
     model = LogisticRegression(C=settings.C, max_iter=10_000, random_state=settings.random_state)
     model.fit(scaler.transform(X), y)
