@@ -16,10 +16,11 @@ from subspace_probe.core.files import atomic_folder
 from subspace_probe.core.plain import plain
 from subspace_probe.core.reports import installed_versions
 from subspace_probe.guard.calibration import Calibration
-from subspace_probe.guard.guard import LatentGuard
+from subspace_probe.guard.classifier import G, GuardClassifier
 from subspace_probe.guard.layer_choice import LayerScore
 from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.residual_gate import ResidualGate
+from subspace_probe.guard.stream_rule import Streaming
 from subspace_probe.guard.thresholds import Threshold
 from subspace_probe.models.hooked import HookedModel
 
@@ -27,7 +28,7 @@ FORMAT = "subspace-probe/guard/1"
 JSON, TENSORS = "guard.json", "guard.safetensors"
 
 
-def save_guard(guard: LatentGuard, folder: Path) -> Path:
+def save_guard(guard: GuardClassifier, folder: Path) -> Path:
     """Write a fitted guard; whole or not at all.
 
     Raises:
@@ -80,7 +81,7 @@ def describe_saved(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", body)
 
 
-def load_guard(folder: Path, model: HookedModel, *, allow_model_mismatch: bool = False) -> LatentGuard:
+def load_guard(kind: type[G], folder: Path, model: HookedModel, *, allow_model_mismatch: bool = False) -> G:
     """Read a guard; see `LatentGuard.load`."""
     body = describe_saved(folder)
     try:
@@ -88,7 +89,7 @@ def load_guard(folder: Path, model: HookedModel, *, allow_model_mismatch: bool =
     except (OSError, SafetensorError) as error:
         raise StoreError(f"Cannot read the guard's numbers, {str(folder / TENSORS)!r}: {error}.") from None
     try:
-        guard = _guard(body, tensors, model)
+        guard = _guard(kind, body, tensors, model)
     except SubspaceProbeError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -97,14 +98,12 @@ def load_guard(folder: Path, model: HookedModel, *, allow_model_mismatch: bool =
     return guard
 
 
-def _guard(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], model: HookedModel) -> LatentGuard:
+def _guard(kind: type[G], body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], model: HookedModel) -> G:
     def part(name: str) -> dict[str, NDArray[Any]]:
         return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
     _require_shape(body, model)
-    guard = LatentGuard(
-        model, stream=body["stream"], layers=body["layers"], where=body["where"], category=body["category"]
-    )
+    guard = kind(model, stream=body["stream"], layers=body["layers"], where=body["where"], category=body["category"])
     guard.probe = LatentProbe.from_tensors(body["probe"], part("probe"))
     guard.gate = None if body["gate"] is None else ResidualGate.from_tensors(body["gate"], part("gate"))
     guard.layers = tuple(body["layers"])
@@ -114,8 +113,6 @@ def _guard(body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], model: 
     guard.seen = {use: frozenset(keys) for use, keys in body["seen"].items()}
     guard.fitted_on = body["fingerprint"]
     if body["streaming"] is not None:
-        from subspace_probe.guard.streaming import Streaming
-
         guard.streaming = Streaming.of(body["streaming"], part("streaming"))
     return guard
 
@@ -130,7 +127,7 @@ def _require_shape(body: Mapping[str, Any], model: HookedModel) -> None:
 
 
 def _require_model(
-    guard: LatentGuard, body: Mapping[str, Any], model: HookedModel, *, allow_model_mismatch: bool
+    guard: GuardClassifier, body: Mapping[str, Any], model: HookedModel, *, allow_model_mismatch: bool
 ) -> None:
     found = guard.describe()["template"]
     if found != body["template"]:

@@ -8,10 +8,9 @@ A guard is fitted at one token of prompts. What generated tokens hold is fitted 
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -21,86 +20,13 @@ from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Step
 from subspace_probe.core.tokens import TokenBatch
+from subspace_probe.guard.classifier import GuardClassifier, Labels
 from subspace_probe.guard.examples import Shown, examples_of
-from subspace_probe.guard.guard import Labels, LatentGuard
 from subspace_probe.guard.judgements import Judgement
 from subspace_probe.guard.probe import LatentProbe
-from subspace_probe.guard.thresholds import Threshold
+from subspace_probe.guard.stream_rule import Running, Streaming
 
 Action = Literal["answered", "stopped", "replaced", "routed"]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Streaming:
-    """How token scores become a decision.
-
-    Args:
-        weight: of the newest score in an exponential mean over tokens; 1: none.
-        k, n: trips when k of the last n (smoothed) scores lie above the threshold.
-        min_tokens: generated tokens that are scored but cannot trip, at the beginning.
-        max_new_tokens: the length that the threshold holds for.
-        probe: fitted on generated tokens; None: the guard's own, fitted at its token of prompts.
-        threshold: on the running maximum; None before one is set.
-    """
-
-    weight: float = 1.0
-    k: int = 1
-    n: int = 1
-    min_tokens: int = 0
-    max_new_tokens: int = 64
-    probe: LatentProbe | None = None
-    threshold: Threshold | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight <= 1 or not 1 <= self.k <= self.n or self.min_tokens < 0 or self.max_new_tokens < 2:
-            raise ConfigError(
-                f"Streaming was given weight={self.weight}, k={self.k}, n={self.n}, min_tokens={self.min_tokens}, "
-                f"max_new_tokens={self.max_new_tokens}. The weight lies in (0, 1], k between 1 and n, and there are "
-                "two tokens at least: the last one is in no pass."
-            )
-
-    def running(self, scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-        """The largest value so far that k of the last n smoothed scores reach, shape [t]; -inf before there is one.
-
-        It lies above a threshold from the very token on at which k of the last n scores lay above it.
-        """
-        running = Running(self)
-        return np.array([running.add(float(score)) for score in scores])
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values; the probe's numbers are apart."""
-        settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        held = None if self.threshold is None else asdict(self.threshold)
-        return settings | {"probe": None if self.probe is None else self.probe.get_params(), "threshold": held}
-
-    @classmethod
-    def of(cls, body: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> "Streaming":
-        """What `describe` and the probe's `tensors` gave."""
-        probe = None if body["probe"] is None else LatentProbe.from_tensors(body["probe"], dict(tensors))
-        held = None if body["threshold"] is None else Threshold(**body["threshold"])
-        return cls(**{**body, "probe": probe, "threshold": held})
-
-
-@final
-class Running:
-    """The running maximum of one answer, a token at a time."""
-
-    def __init__(self, streaming: Streaming) -> None:
-        self.streaming = streaming
-        self.highest = -math.inf
-        self._count = 0
-        self._recent: deque[float] = deque(maxlen=streaming.n)
-
-    def add(self, score: float) -> float:
-        """Take in the score of the next token."""
-        streaming = self.streaming
-        before = self._recent[-1] if self._recent else score
-        self._recent.append(streaming.weight * score + (1 - streaming.weight) * before)
-        self._count += 1
-        if len(self._recent) >= streaming.k and self._count > streaming.min_tokens:
-            self.highest = max(self.highest, sorted(self._recent)[-streaming.k])
-        return self.highest
 
 
 @final
@@ -124,7 +50,7 @@ class Guarded:
 
 
 def fit_stream(
-    guard: LatentGuard,
+    guard: GuardClassifier,
     X: Shown,
     y: Labels | None = None,
     *,
@@ -158,7 +84,7 @@ def fit_stream(
 
 
 def stream_threshold(
-    guard: LatentGuard,
+    guard: GuardClassifier,
     negatives: Shown,
     *,
     streaming: Streaming | None = None,
@@ -197,7 +123,7 @@ def stream_threshold(
 
 
 def watch(
-    guard: LatentGuard,
+    guard: GuardClassifier,
     shown: Shown,
     *,
     streaming: Streaming | None = None,
@@ -247,7 +173,7 @@ class _Watched:
 
     def __init__(
         self,
-        guard: LatentGuard,
+        guard: GuardClassifier,
         streaming: Streaming,
         prompts: tuple[Prompt, ...],
         *,

@@ -294,7 +294,8 @@ def test_saved_and_loaded_equals_the_original_exactly(chat: "HookedModel", tmp_p
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.guard.probe import LatentProbe
     from subspace_probe.guard.residual_gate import ResidualGate
-    from subspace_probe.guard.streaming import Streaming, fit_stream
+    from subspace_probe.guard.stream_rule import Streaming
+    from subspace_probe.guard.streaming import fit_stream
 
     train, (first, second) = _requests("train", 256), _requests("val").split(0.5, seed=0)
     for method, calibration in (("centroid_cosine", "isotonic"), ("lda", "sigmoid"), ("factor", "temperature")):

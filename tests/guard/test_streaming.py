@@ -25,7 +25,8 @@ def _requests(split: str, n: int, **factors: int) -> "Contrast":
 @pytest.fixture(scope="module")
 def guard(chat: "HookedModel") -> "LatentGuard":
     from subspace_probe.guard.guard import LatentGuard
-    from subspace_probe.guard.streaming import Streaming, fit_stream
+    from subspace_probe.guard.stream_rule import Streaming
+    from subspace_probe.guard.streaming import fit_stream
 
     made = LatentGuard(chat, layers=[2]).fit(_requests("train", 128))
     fit_stream(made, _requests("train", 128), streaming=Streaming(max_new_tokens=8))
@@ -33,7 +34,7 @@ def guard(chat: "HookedModel") -> "LatentGuard":
 
 
 def test_running_trips_where_k_of_the_last_n_lie_above() -> None:
-    from subspace_probe.guard.streaming import Streaming
+    from subspace_probe.guard.stream_rule import Streaming
 
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -53,7 +54,7 @@ def test_running_trips_where_k_of_the_last_n_lie_above() -> None:
 def test_the_rate_does_not_grow_with_length() -> None:
     """Scores that wander, answers of 64 tokens: the rate is what was asked for, and a threshold on single tokens is
     passed by most answers (the control that must fail)."""
-    from subspace_probe.guard.streaming import Streaming
+    from subspace_probe.guard.stream_rule import Streaming
     from subspace_probe.guard.thresholds import allowed, threshold_at
 
     rng, rule = np.random.default_rng(0), Streaming(weight=0.5, k=2, n=3)
@@ -79,7 +80,8 @@ def test_the_rate_does_not_grow_with_length() -> None:
 
 def test_scores_are_those_of_a_second_pass_over_the_answer(guard: "LatentGuard") -> None:
     """Read while generating, with a cache and in a batch, or read from the finished text: the same states."""
-    from subspace_probe.guard.streaming import Streaming, stream_threshold, watch
+    from subspace_probe.guard.stream_rule import Streaming
+    from subspace_probe.guard.streaming import stream_threshold, watch
 
     streaming = stream_threshold(
         guard, _requests("val", 64, label=0), streaming=guard.streaming, target_fpr=0.2, confidence=None
@@ -137,7 +139,8 @@ def test_what_happens_when_it_trips(guard: "LatentGuard") -> None:
 
 def test_a_flagged_prompt_gets_no_answer(chat: "HookedModel") -> None:
     from subspace_probe.guard.guard import LatentGuard
-    from subspace_probe.guard.streaming import Streaming, stream_threshold, watch
+    from subspace_probe.guard.stream_rule import Streaming
+    from subspace_probe.guard.streaming import stream_threshold, watch
 
     guard = LatentGuard(chat, layers=[2]).fit(_requests("train", 128))
     first, second = _requests("val", 200).split(0.5, seed=0)
@@ -155,7 +158,8 @@ def test_a_flagged_prompt_gets_no_answer(chat: "HookedModel") -> None:
 def test_bad_input_is_named(chat: "HookedModel", guard: "LatentGuard") -> None:
     from subspace_probe.core.errors import ConfigError, DataError
     from subspace_probe.guard.guard import LatentGuard
-    from subspace_probe.guard.streaming import Streaming, fit_stream, stream_threshold, watch
+    from subspace_probe.guard.stream_rule import Streaming
+    from subspace_probe.guard.streaming import fit_stream, stream_threshold, watch
 
     for settings in ({"weight": 0.0}, {"k": 3, "n": 2}, {"k": 0}, {"min_tokens": -1}, {"max_new_tokens": 1}):
         with pytest.raises(ConfigError, match="Streaming was given"):
