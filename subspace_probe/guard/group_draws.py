@@ -5,9 +5,16 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, Int
 
+from subspace_probe.core.findings import Interval
+from subspace_probe.core.intervals import mean_of
+from subspace_probe.linalg.resampling import wilson_interval
+
 Weights = Float64[np.ndarray, "draws n"]
+FEW = 5
+"""Fewer groups of a class give no interval: a bootstrap of four knows nothing of a fifth."""
 _CELLS = 4_000_000
 
 
@@ -56,3 +63,29 @@ class GroupDraws:
     def of(self, statistic: Callable[[Weights], Float64[np.ndarray, " draws"]]) -> Float64[np.ndarray, " draws"]:
         """A statistic of every draw."""
         return np.concatenate([statistic(weights) for weights in self.weights()])
+
+    def interval(
+        self,
+        statistic: Callable[[Weights], Float64[np.ndarray, " draws"]],
+        estimate: float,
+        *,
+        n: int | None = None,
+    ) -> Interval:
+        """95 % interval of a figure between 0 and 1: percentiles of the draws.
+
+        Where all draws are alike, as at 0 and 1, they say nothing of prompts that were not seen: there it is Wilson's
+        for `n` groups, by default as many as the rarer class has. Fewer than five groups of a class give none.
+        """
+        n = min(self.counts) if n is None else n
+        if min(*self.counts, n) < FEW:
+            return Interval(float("nan"), float("nan"), of=f"{min(*self.counts, n)} groups of a class: no interval")
+        low, high = (float(end) for end in np.quantile(self.of(statistic), [0.025, 0.975]))
+        if low < high:
+            return Interval(low, high, of="groups of prompts, stratified bootstrap")
+        _, low, high = wilson_interval(round(estimate * n), n)
+        return Interval(min(low, estimate), max(high, estimate), of=f"{n} groups of prompts, Wilson")
+
+
+def share_of(values: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"], *, seed: int) -> tuple[float, Interval]:
+    """Share of prompts with its 95 % interval by group; Wilson's where it is 0 or 1."""
+    return mean_of(torch.tensor(values, dtype=torch.float64), groups.tolist(), seed=seed)

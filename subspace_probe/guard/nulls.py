@@ -25,7 +25,7 @@ class Nulls:
     """Scores of the test prompts under each draw.
 
     Attributes:
-        random: along directions drawn from the covariance of the training states, shape [k, n].
+        random: along directions drawn from the covariance of the training states within classes, shape [k, n].
         shuffled: by the probe refitted on shuffled training labels, shape [m, n].
     """
 
@@ -39,15 +39,19 @@ class Nulls:
     ) -> "Nulls":  # fmt: skip
         """Draw them.
 
-        A random direction of the states' own covariance is a random combination of centred states: activations vary
-        along few directions, so that isotropic ones would be too weak a null, and wide ones need no covariance.
+        Activations vary along few directions, so isotropic directions would be too weak a null; and the covariance
+        of all states holds the very difference that is looked for. Hence random combinations of states less their
+        class means: directions along which states vary for other reasons.
 
         Args:
             states: of the training prompts, at the guard's sites.
             rows: of the test prompts.
         """
-        mixed = np.random.default_rng(seed).standard_normal((RANDOM, len(states))) @ (states - states.mean(axis=0))
-        return cls((rows @ (mixed / np.sqrt(len(states))).T).T, _shuffled(guard, train, states, rows, seed))
+        y, within = np.asarray(train.labels), states.copy()
+        for label in (0, 1):
+            within[y == label] -= states[y == label].mean(axis=0)
+        mixed = np.random.default_rng(seed).standard_normal((RANDOM, len(states))) @ within
+        return cls(mixed / np.sqrt(len(states)) @ rows.T, _shuffled(guard, train, states, rows, seed))
 
     def range(self, reading: Reading, prompts: GroupDraws, mask: Bool[np.ndarray, " n"] | None = None) -> Interval:
         """The range of a figure under the null that gives more of it.
@@ -55,15 +59,31 @@ class Nulls:
         The sign of a random direction is the one that suits the prompts it is measured on, max(a, 1 - a): its labels
         are known to it, which makes the null stricter.
         """
-        chosen = np.ones(len(prompts.y), dtype=bool) if mask is None else mask
-        some = prompts.where(chosen)
-        random = [_oriented(Ranked(row[chosen], some)).value(reading) for row in self.random]
-        shuffled = [Ranked(row[chosen], some).value(reading) for row in self.shuffled]
         ranges = [
-            range_of(torch.tensor(random), f"{len(random)} random directions, of the better sign"),
-            range_of(torch.tensor(shuffled), f"{len(shuffled)} refits on shuffled labels"),
+            range_of(torch.tensor(self.along_random(reading, prompts, mask)), "random directions, of the better sign"),
+            range_of(torch.tensor(_values(self.shuffled, reading, prompts, mask)), "refits on shuffled labels"),
         ]
         return max(ranges, key=lambda found: found.high)
+
+    def along_random(
+        self, reading: Reading, prompts: GroupDraws, mask: Bool[np.ndarray, " n"] | None = None
+    ) -> Float64[np.ndarray, " k"]:
+        """The figure along every random direction, of the better sign."""
+        return _values(self.random, reading, prompts, mask, oriented=True)
+
+
+def _values(
+    scores: Float64[np.ndarray, "k n"],
+    reading: Reading,
+    prompts: GroupDraws,
+    mask: Bool[np.ndarray, " n"] | None,
+    *,
+    oriented: bool = False,
+) -> Float64[np.ndarray, " k"]:
+    chosen = np.ones(len(prompts.y), dtype=bool) if mask is None else mask
+    some = prompts.where(chosen)
+    ranked = [Ranked(row[chosen], some) for row in scores]
+    return np.array([(_oriented(one) if oriented else one).value(reading) for one in ranked])
 
 
 def _oriented(ranked: Ranked) -> Ranked:

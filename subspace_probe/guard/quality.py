@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from subspace_probe.core.findings import Finding, Interval, judge_absence
-from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.intervals import range_of
 from subspace_probe.core.reports import Table
+from subspace_probe.guard.group_draws import share_of
 from subspace_probe.guard.measured import Measured, Slice
 from subspace_probe.guard.nulls import Nulls
 from subspace_probe.guard.ranked import AUPRC, AUROC, Reading, tpr_at
@@ -70,17 +72,11 @@ def slice_findings(measured: Measured, slices: Sequence[Slice], nulls: Nulls | N
             found.append(Finding(f"auroc.{part.name}", claim, NONE, n=n, verdict="not tested", note=note))
         for short, side, what in (("tpr", measured.y, "positive"), ("fpr", ~measured.y, "negative")):
             if (rows := mask & side).any():
-                rate, spread = share_of(measured, measured.flagged, rows)
+                groups = measured.examples.groups[rows]
+                rate, spread = share_of(measured.flagged[rows], groups, seed=measured.seed)
                 claim = f"share of {what} prompts flagged where {part.label}"
                 found.append(Finding(f"{short}.{part.name}", claim, rate, spread, n=int(rows.sum())))
     return found
-
-
-def share_of(measured: Measured, values: Any, rows: Any) -> tuple[float, Interval]:
-    """Share of some prompts with its interval by group."""
-    import torch
-
-    return mean_of(torch.tensor(values[rows]).double(), measured.examples.groups[rows].tolist(), seed=measured.seed)
 
 
 def guard_table(measured: Measured, slices: Sequence[Slice]) -> Table:
@@ -110,7 +106,7 @@ def probability_findings(measured: Measured) -> list[Finding]:
     score = float(brier(p, y)[0])
     drawn = prompts.of(lambda weights: expected_calibration_error(p, y, bins, weights))
     null = range_of(
-        _tensor(calibrated_errors(p, bins, draws=1000, seed=measured.seed)),
+        torch.tensor(calibrated_errors(p, bins, draws=1000, seed=measured.seed)),
         "labels drawn from the guard's own probabilities",
     )
     calibrated = measured.guard.calibration
@@ -159,9 +155,3 @@ def reliability_table(measured: Measured) -> Table:
         row = {"bin": number, "confidence": confidence, "frequency": frequency, "n": n, "low": low, "high": high}
         rows.append(row)
     return Table.of(rows, f"{len(measured.y)} prompts in bins of equal mass; intervals of the share are Wilson's.")
-
-
-def _tensor(values: Any) -> Any:
-    import torch
-
-    return torch.tensor(values)

@@ -10,11 +10,7 @@ from jaxtyping import Bool, Float64
 from subspace_probe.core.findings import Interval
 from subspace_probe.guard.curves import Curves
 from subspace_probe.guard.group_draws import GroupDraws, Weights
-from subspace_probe.linalg.resampling import wilson_interval
 
-FEW = 5
-"""Fewer groups of a class give no interval: a bootstrap of four knows nothing of a fifth."""
-NONE = float("nan")
 
 
 @final
@@ -76,21 +72,9 @@ class Ranked:
         return float(reading.of(self.curve())[0])
 
     def interval(self, reading: Reading) -> Interval:
-        """95 % interval of the figure: percentiles of the draws.
-
-        At 0 or 1 all draws are alike, which says nothing of prompts that were not seen: there it is Wilson's, for as
-        many groups as the rarer class has, or as have positives.
-        """
-        negatives, positives = self.prompts.counts
-        n = positives if reading.positives else min(negatives, positives)
-        estimate = self.value(reading)
-        if min(n, negatives) < FEW:
-            return Interval(NONE, NONE, of=f"{min(n, negatives)} groups of a class: no interval")
-        drawn = self.prompts.of(lambda weights: self._drawn(reading, weights))
-        low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
-        if low == high:
-            return _wilson(estimate, n)
-        return Interval(low, high, of="groups of prompts, stratified bootstrap")
+        """95 % interval of the figure; see `GroupDraws.interval`."""
+        n = self.prompts.counts[1] if reading.positives else None
+        return self.prompts.interval(lambda weights: self._drawn(reading, weights), self.value(reading), n=n)
 
     def above(self, other: "Ranked", reading: Reading) -> tuple[float, Interval]:
         """How much higher the figure is than that of other scores of the same prompts, and its 95 % interval.
@@ -101,7 +85,7 @@ class Ranked:
         first, second = self.value(reading), other.value(reading)
         one, two = self.interval(reading), other.interval(reading)
         if one.low != one.low or two.low != two.low:
-            return first - second, Interval(NONE, NONE, of=one.of)
+            return first - second, Interval(float("nan"), float("nan"), of=one.of)
         if first in (0.0, 1.0) or second in (0.0, 1.0):
             low = first - second - float(np.hypot(first - one.low, two.high - second))
             high = first - second + float(np.hypot(one.high - first, second - two.low))
@@ -112,9 +96,3 @@ class Ranked:
 
     def _drawn(self, reading: Reading, weights: Weights) -> Float64[np.ndarray, " draws"]:
         return reading.of(Curves(self.scores, self.y, weights))
-
-
-def _wilson(estimate: float, n: int) -> Interval:
-    """Wilson's interval at 0 and 1, and around the nearest count elsewhere."""
-    _, low, high = wilson_interval(round(estimate * n), n)
-    return Interval(min(low, estimate), max(high, estimate), of=f"{n} groups of prompts, Wilson")
