@@ -15,8 +15,8 @@ from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.reports import Table
 from subspace_probe.core.tokens import LAST, T_POST_INST
+from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.guard.group_draws import share_of
-from subspace_probe.guard.guard import LatentGuard
 from subspace_probe.guard.measured import Measured, Slice
 from subspace_probe.guard.nulls import Nulls
 from subspace_probe.guard.probe import LatentProbe
@@ -94,8 +94,8 @@ def refusal_baselines(measured: Measured, train: Contrast, refused: str) -> list
     labelled.require_both_classes()
     usual = T_POST_INST if guard.model.chats else LAST
     made = {
-        "refusal_direction": LatentGuard(guard.model, LatentProbe("mean_difference"), where=usual, seed=guard.seed),
-        "refusal_direction_at_guard": LatentGuard(
+        "refusal_direction": GuardClassifier(guard.model, LatentProbe("mean_difference"), where=usual, seed=guard.seed),
+        "refusal_direction_at_guard": GuardClassifier(
             guard.model, LatentProbe("mean_difference"), stream=guard.stream, layers=guard.layers, where=guard.where
         ),
     }
@@ -108,9 +108,7 @@ def refusal_baselines(measured: Measured, train: Contrast, refused: str) -> list
     return found
 
 
-def baseline_findings(
-    measured: Measured, baselines: Sequence[Baseline], slices: Sequence[Slice]
-) -> list[Finding]:
+def baseline_findings(measured: Measured, baselines: Sequence[Baseline], slices: Sequence[Slice]) -> list[Finding]:
     """AUROC of each baseline, overall and by slice, and how much higher the guard's is on the same draws."""
     findings: list[Finding] = []
     for baseline in baselines:
@@ -143,9 +141,7 @@ def majority_finding(measured: Measured, train: Contrast) -> Finding:
     return Finding("baseline.majority.accuracy", claim, rate, spread, n=len(right), note=note)
 
 
-def baselines_table(
-    measured: Measured, baselines: Sequence[Baseline], slices: Sequence[Slice], nulls: Nulls
-) -> Table:
+def baselines_table(measured: Measured, baselines: Sequence[Baseline], slices: Sequence[Slice], nulls: Nulls) -> Table:
     """AUROC of the guard and of everything else, by slice."""
     everything = Slice("all prompts", np.ones(len(measured.y), dtype=bool))
     series = [Baseline("guard", measured.ranked, ""), *baselines]

@@ -262,7 +262,7 @@ class GuardClassifier:
             "prompts": {use: len(keys) for use, keys in self.seen.items()},
         }
 
-    def on(self, model: HookedModel) -> G:
+    def on(self: G, model: HookedModel) -> G:
         """The same guard reading another model of the same shape, such as a fine-tuned one."""
         other = type(self)(model, stream=self.stream, layers=self.layers, where=self.where, category=self.category)
         names = (

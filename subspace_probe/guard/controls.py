@@ -14,7 +14,7 @@ from subspace_probe.core.tokens import LAST, T_INST
 from subspace_probe.guard.baselines import BagOfWords
 from subspace_probe.guard.masking import counted, keywords_of, others, replaced, stand_ins
 from subspace_probe.guard.measured import Measured
-from subspace_probe.guard.ranked import AUROC, Ranked
+from subspace_probe.guard.ranked import AUROC
 from subspace_probe.guard.reading import states_of
 
 MARGIN = 0.05

@@ -79,6 +79,8 @@ class Curves:
         return (2 * self.hits / (self.hits + self.alarms + self.hits[:, -1:])).max(axis=1)
 
 
-def _cumulated(weights: Float64[np.ndarray, "curves n"], last: Int[np.ndarray, " t"]) -> Float64[np.ndarray, "curves p"]:
+def _cumulated(
+    weights: Float64[np.ndarray, "curves n"], last: Int[np.ndarray, " t"]
+) -> Float64[np.ndarray, "curves p"]:
     sums = np.cumsum(weights, axis=1)[:, last]
     return np.concatenate([np.zeros((len(sums), 1)), sums], axis=1)

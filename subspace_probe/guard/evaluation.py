@@ -21,9 +21,9 @@ from subspace_probe.guard.baselines import (
     majority_finding,
     refusal_baselines,
 )
+from subspace_probe.guard.classifier import GuardClassifier, Labels
 from subspace_probe.guard.controls import controls_table, keyword_control, length_control, template_control
 from subspace_probe.guard.examples import Shown, examples_of
-from subspace_probe.guard.guard import Labels, LatentGuard
 from subspace_probe.guard.held_out import held_out_findings
 from subspace_probe.guard.latency import latency_findings
 from subspace_probe.guard.measured import Measured, Slice
@@ -48,7 +48,7 @@ STUDY = "latent_guard"
 
 
 def guard_report(
-    guard: LatentGuard,
+    guard: GuardClassifier,
     X: Shown,
     y: Labels | None = None,
     *,

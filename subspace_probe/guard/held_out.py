@@ -48,7 +48,9 @@ def held_out_findings(
         ranked = Ranked(probe.decision_function(measured.rows[mask]), measured.prompts.where(mask))
         null = nulls.range(AUROC, measured.prompts, mask)
         left = int((~kept).sum())
-        note = f"{left} training prompts of this source left out" if left else "the source is not in the training prompts"
+        note = (
+            f"{left} training prompts of this source left out" if left else "the source is not in the training prompts"
+        )
         finding = Finding(name, claim, ranked.value(AUROC), ranked.interval(AUROC), null, n, note=note)
         found.append(finding.judged("above", margin=MARGIN, no_effect=0.5))
     return found

@@ -12,13 +12,13 @@ from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.reports import Table
 from subspace_probe.core.tokens import TokenBatch
-from subspace_probe.guard.guard import LatentGuard
+from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.linalg.resampling import bootstrap_statistic, percentile_interval
 
 PROMPTS, WARM = 50, 3
 
 
-def latency_findings(guard: LatentGuard, prompts: Sequence[Prompt], *, seed: int) -> tuple[list[Finding], Table]:
+def latency_findings(guard: GuardClassifier, prompts: Sequence[Prompt], *, seed: int) -> tuple[list[Finding], Table]:
     """Times of single prompts in milliseconds, p50 and p95 over prompts.
 
     Three things are timed in turn for every prompt, in an order that changes, so that a busy machine slows all of
@@ -53,7 +53,9 @@ def latency_findings(guard: LatentGuard, prompts: Sequence[Prompt], *, seed: int
     return findings, Table.of(rows, about)
 
 
-def measured_times(guard: LatentGuard, prompts: Sequence[Prompt], *, seed: int) -> dict[str, Float64[np.ndarray, " n"]]:
+def measured_times(
+    guard: GuardClassifier, prompts: Sequence[Prompt], *, seed: int
+) -> dict[str, Float64[np.ndarray, " n"]]:
     """Milliseconds of each pass for at most fifty prompts, by what was timed."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(prompts))[:PROMPTS]
@@ -70,24 +72,24 @@ def measured_times(guard: LatentGuard, prompts: Sequence[Prompt], *, seed: int) 
     return {name: np.array(spent) for name, spent in times.items()}
 
 
-def _timed(run: Callable[[LatentGuard, TokenBatch], None], guard: LatentGuard, batch: TokenBatch) -> float:
+def _timed(run: Callable[[GuardClassifier, TokenBatch], None], guard: GuardClassifier, batch: TokenBatch) -> float:
     start = perf_counter()
     run(guard, batch)
     return 1000 * (perf_counter() - start)
 
 
-def _bare(guard: LatentGuard, batch: TokenBatch) -> None:
+def _bare(guard: GuardClassifier, batch: TokenBatch) -> None:
     made = guard.model.run(batch, logits_to_keep=0 if guard.model.spec.encoder else 1)
     if made.logits is not None:
         made.logits.float().cpu()  # waits for the device
 
 
-def _own(guard: LatentGuard, batch: TokenBatch) -> None:
+def _own(guard: GuardClassifier, batch: TokenBatch) -> None:
     made = guard.model.run(batch, reads=guard.sites, where=guard.where, stop_after=guard.sites[-1])
     _score(guard, made.reads)
 
 
-def _inside(guard: LatentGuard, batch: TokenBatch) -> None:
+def _inside(guard: GuardClassifier, batch: TokenBatch) -> None:
     keep = 0 if guard.model.spec.encoder else 1
     made = guard.model.run(batch, reads=guard.sites, where=guard.where, logits_to_keep=keep)
     _score(guard, made.reads)
@@ -95,7 +97,7 @@ def _inside(guard: LatentGuard, batch: TokenBatch) -> None:
         made.logits.float().cpu()
 
 
-def _score(guard: LatentGuard, reads: Any) -> None:
+def _score(guard: GuardClassifier, reads: Any) -> None:
     states = torch.cat([reads[site].double().mean(0, keepdim=True) for site in guard.sites], dim=1)
     guard.decide(states.cpu().numpy())
 
@@ -104,6 +106,8 @@ def _quantile(values: Float64[np.ndarray, " n"], quantile: float, seed: int) -> 
     estimate = float(np.quantile(values, quantile))
     if len(values) < 2:
         return estimate, Interval(float("nan"), float("nan"), of="one prompt: no interval")
-    drawn = bootstrap_statistic(lambda index: float(np.quantile(values[index.numpy()], quantile)), len(values), seed=seed)
+    drawn = bootstrap_statistic(
+        lambda index: float(np.quantile(values[index.numpy()], quantile)), len(values), seed=seed
+    )
     low, high = percentile_interval(drawn, 0.95)
     return estimate, Interval(low, high, of="prompts, bootstrap")

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float64, Int
 from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError, unknown
+from subspace_probe.guard.classifier import GuardClassifier, Labels
 from subspace_probe.guard.examples import Examples, Shown, examples_of
 from subspace_probe.guard.group_draws import GroupDraws
-from subspace_probe.guard.guard import Labels, LatentGuard
 from subspace_probe.guard.ranked import Ranked
 
 
@@ -49,7 +49,7 @@ class Measured:
         factors: of the prompts, by name, shape [n] each; none where they came as a list.
     """
 
-    guard: LatentGuard
+    guard: GuardClassifier
     examples: Examples
     rows: Float64[np.ndarray, "n f"]
     scores: Float64[np.ndarray, " n"]
@@ -62,7 +62,7 @@ class Measured:
 
     @classmethod
     def of(
-        cls, guard: LatentGuard, X: Shown, y: Labels | None, groups: Labels | None, *, draws: int, seed: int
+        cls, guard: GuardClassifier, X: Shown, y: Labels | None, groups: Labels | None, *, draws: int, seed: int
     ) -> "Measured":
         """Read the prompts.
 

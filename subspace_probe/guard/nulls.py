@@ -12,8 +12,8 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.findings import Interval
 from subspace_probe.core.intervals import range_of
 from subspace_probe.finders.permuting import exchanged
+from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.guard.group_draws import GroupDraws
-from subspace_probe.guard.guard import LatentGuard
 from subspace_probe.guard.ranked import AUROC, Ranked, Reading
 
 RANDOM, SHUFFLES = 200, 40
@@ -34,7 +34,7 @@ class Nulls:
 
     @classmethod
     def of(
-        cls, guard: LatentGuard, train: Contrast, states: Float64[np.ndarray, "t f"], rows: Float64[np.ndarray, "n f"],
+        cls, guard: GuardClassifier, train: Contrast, states: Float64[np.ndarray, "t f"], rows: Float64[np.ndarray, "n f"],
         *, seed: int,
     ) -> "Nulls":  # fmt: skip
         """Draw them.
@@ -91,7 +91,11 @@ def _oriented(ranked: Ranked) -> Ranked:
 
 
 def _shuffled(
-    guard: LatentGuard, train: Contrast, states: Float64[np.ndarray, "t f"], rows: Float64[np.ndarray, "n f"], seed: int
+    guard: GuardClassifier,
+    train: Contrast,
+    states: Float64[np.ndarray, "t f"],
+    rows: Float64[np.ndarray, "n f"],
+    seed: int,
 ) -> Float64[np.ndarray, "m n"]:
     labels, pairs, groups = (torch.tensor(column) for column in (train.labels, train.pairs, train.groups))
     found: list[Float64[np.ndarray, " n"]] = []

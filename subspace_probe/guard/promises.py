@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float64, Int
 
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.reports import Table
+from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.guard.examples import Shown, examples_of
 from subspace_probe.guard.group_draws import Weights, share_of
-from subspace_probe.guard.guard import LatentGuard
 from subspace_probe.guard.measured import Measured
 
 NONE = float("nan")
@@ -36,7 +36,7 @@ def threshold_findings(measured: Measured) -> list[Finding]:
 
 
 def kept_promise(
-    guard: LatentGuard, name: str, flagged: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"], *, seed: int
+    guard: GuardClassifier, name: str, flagged: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"], *, seed: int
 ) -> Finding:
     """The false-positive rate on negatives, counted as the threshold counts: by prompt or by group.
 
@@ -86,7 +86,7 @@ def _f1(measured: Measured, where: str) -> Finding:
     return Finding("f1.at_threshold", f"F1 at {where}", estimate, spread, n=len(y), note=note)
 
 
-def hard_benign_finding(guard: LatentGuard, shown: Shown, *, seed: int) -> Finding:
+def hard_benign_finding(guard: GuardClassifier, shown: Shown, *, seed: int) -> Finding:
     """The false-positive rate on harmless prompts that look harmful."""
     guard.require_unseen(shown, "report as hard benign")
     examples = examples_of(shown)

@@ -12,7 +12,6 @@ from subspace_probe.guard.curves import Curves
 from subspace_probe.guard.group_draws import GroupDraws, Weights
 
 
-
 @final
 @dataclass(frozen=True)
 class Reading:
