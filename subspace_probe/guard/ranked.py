@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64
 
 from subspace_probe.core.findings import Interval
+from subspace_probe.core.intervals import range_of
+from subspace_probe.finders.permuting import exchanged
 from subspace_probe.guard.curves import Curves
 from subspace_probe.guard.group_draws import GroupDraws, Weights
 
@@ -92,6 +95,15 @@ class Ranked:
         drawn = self.prompts.of(lambda weights: self._drawn(reading, weights) - other._drawn(reading, weights))
         low, high = (float(end) for end in np.quantile(drawn, [0.025, 0.975]))
         return first - second, Interval(low, high, of="groups of prompts, paired stratified bootstrap")
+
+    def null(self, reading: Reading, *, draws: int = 200) -> Interval:
+        """The range of the figure where labels say nothing: they are exchanged as the design of the prompts allows."""
+        labels, groups = torch.tensor(self.y.astype(np.int64)), torch.tensor(self.prompts.groups)
+        values = np.full(draws, np.nan)
+        for draw in range(draws):
+            drawn = exchanged(labels, groups, groups, seed=self.prompts.seed + draw).numpy().astype(bool)
+            values[draw] = replace(self, prompts=replace(self.prompts, y=drawn)).value(reading)
+        return range_of(torch.tensor(values), f"{draws} exchanges of the labels of these prompts")
 
     def _drawn(self, reading: Reading, weights: Weights) -> Float64[np.ndarray, " draws"]:
         return reading.of(Curves(self.scores, self.y, weights))

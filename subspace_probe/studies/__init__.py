@@ -7,6 +7,7 @@ STUDIES = Registry(
     {
         "context_knob": "subspace_probe.studies.context_knob:STUDY",
         "harmfulness": "subspace_probe.studies.harmfulness:STUDY",
+        "latent_guard": "subspace_probe.studies.latent_guard:STUDY",
         "patching_illusion": "subspace_probe.studies.patching_illusion:STUDY",
         "refusal_direction": "subspace_probe.studies.refusal_direction:STUDY",
         "sae_evaluation": "subspace_probe.studies.sae_evaluation:STUDY",

@@ -16,8 +16,8 @@ FRAMINGS = ("plain", "jailbreak", "strict")
 
 
 @runtime_checkable
-class Settings(Protocol):
-    """What these parts need of the study's settings."""
+class Sizes(Protocol):
+    """How many prompts each part has."""
 
     @property
     def n_train(self) -> int: ...
@@ -26,11 +26,17 @@ class Settings(Protocol):
     @property
     def n_test(self) -> int: ...
     @property
+    def seed(self) -> int: ...
+
+
+@runtime_checkable
+class Settings(Sizes, Protocol):
+    """What the tables of these studies need of their settings."""
+
+    @property
     def completions(self) -> int: ...
     @property
     def max_new_tokens(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
 
 
 @final
@@ -86,7 +92,7 @@ class Prompts:
 
 
 def prompts_for(
-    model: HookedModel, config: Settings, contrast: Contrast | None, refusal_score: Metric, *, question: str = ""
+    model: HookedModel, config: Sizes, contrast: Contrast | None, refusal_score: Metric, *, question: str = ""
 ) -> Prompts:
     """The organism's own prompts, or the user's split by group; each prompt labelled by what the model does with it."""
     sizes = {"train": config.n_train, "val": config.n_validation, "test": config.n_test}
