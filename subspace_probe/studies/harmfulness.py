@@ -34,7 +34,7 @@ from subspace_probe.interventions.steer import Steer
 from subspace_probe.metrics import metric_for
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.models.selftest import check_positions
-from subspace_probe.studies.harmfulness_prompts import Prompts, prompts_for
+from subspace_probe.studies.harmfulness_prompts import Prompts, framings, prompts_for
 from subspace_probe.studies.harmfulness_tables import (
     ABOUT,
     completions,
@@ -201,7 +201,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
 def _guards(data: Prompts, fit: Subspace, acts: Activations, site: Site, seed: int) -> list[Finding]:
     """How well the direction at the instruction reads harmfulness, in each framing by itself."""
     findings: list[Finding] = []
-    for framing, part in data.framings(acts).items():
+    for framing, part in framings(acts).items():
         claim = f"harmfulness is readable at the instruction of {framing} requests"
         expected = Expectation(above=0.95)
         findings.append(guard_finding(f"guard_auroc.{framing}", claim, fit, part, site, seed=seed, expected=expected))

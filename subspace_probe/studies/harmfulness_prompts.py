@@ -83,12 +83,13 @@ class Prompts:
         """Harmful requests with the question, test part."""
         return self.ask(self.test.where(label=1))
 
-    def framings(self, acts: Activations) -> dict[str, Activations]:
-        """Activations by framing; all under "plain" where prompts have none."""
-        if "framing" not in acts.contrast.factors:
-            return {"plain": acts}
-        present = sorted(set(acts.contrast.factors["framing"]))
-        return {FRAMINGS[i]: acts.select(framing=i) for i in present}
+
+def framings(acts: Activations) -> dict[str, Activations]:
+    """Activations by framing; all under "plain" where prompts have none."""
+    if "framing" not in acts.contrast.factors:
+        return {"plain": acts}
+    present = sorted(set(acts.contrast.factors["framing"]))
+    return {FRAMINGS[i]: acts.select(framing=i) for i in present}
 
 
 def prompts_for(
