@@ -83,8 +83,11 @@ _NAMES = {
     "ladder": "diagnostics.ladder",
     "audit": "diagnostics.auditing",
     "explain_no_effect": "diagnostics.explaining",
+    "LatentGuard": "guard.guard",
+    "LatentProbe": "guard.probe",
+    "ResidualGate": "guard.residual_gate",
 }
-_MODULES = ("dictionaries", "figures", "linalg", "organisms", "studies")
+_MODULES = ("dictionaries", "figures", "guard", "linalg", "organisms", "studies")
 
 __all__ = ["__version__", "load_contrast", "load_model", *_NAMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
