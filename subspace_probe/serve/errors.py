@@ -14,8 +14,6 @@ from starlette.exceptions import HTTPException
 Kind = str
 INVALID, UNKNOWN, SERVER = "invalid_request_error", "not_found_error", "server_error"
 AUTHENTICATION, RATE = "authentication_error", "rate_limit_error"
-TAGS = frozenset({"text", "texts", "parts", "body", "image_url"})
-"""What pydantic puts into a place without it being in what the client wrote: which member of a union it tried."""
 
 
 class Refused(HTTPException):
@@ -90,13 +88,13 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 def place(loc: Sequence[int | str]) -> str | None:
     """A place in the request as OpenAI writes it: ("body", "input", "texts", 3) is "input[3]"."""
-    written = ""
-    for step in loc:
-        if isinstance(step, int):
-            written += f"[{step}]"
-        elif not (step in TAGS and (not written or written == "input")):
-            written += f".{_clean(step)}" if written else _clean(step)
-    return written or None
+    steps = list(loc[1:])
+    if steps[:1] == ["input"]:  # what follows is the union's member that was tried, and the same again for a part
+        tried = steps.pop(1) if len(steps) > 1 else ""
+        if tried == "parts" and len(steps) > 2:
+            steps.pop(2)
+    written = "".join(f"[{step}]" if isinstance(step, int) else f".{_clean(step)}" for step in steps)
+    return written.removeprefix(".") or None
 
 
 def _clean(text: str) -> str:

@@ -15,9 +15,8 @@ from subspace_probe.serve.errors import Refused, busy, failed
 from subspace_probe.serve.settings import ServerSettings
 
 LOG = logging.getLogger("subspace_probe.serve")
-PATIENCE = 4
-"""Bodies that are too large are read on, and thrown away, up to so many times the limit: a client that still writes
-when the connection closes never sees why."""
+UNCOUNTED = frozenset({"/healthz", "/readyz"})
+"""Answered however busy the server is, without reading a body: being busy is no reason to be restarted."""
 
 
 @final
@@ -38,7 +37,7 @@ class Limits:
         self._app, self._settings, self._under_way = app, settings, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in UNCOUNTED:
             await self._app(scope, receive, send)
             return
         self._under_way += 1
@@ -61,32 +60,23 @@ class Limits:
             self._under_way -= 1
 
     async def _read(self, receive: Receive) -> bytes:
-        """The whole body, of which no more than the limit is kept.
+        """The whole body.
 
         Raises:
             Refused: it is larger.
             _Gone: the client hung up.
         """
-        limit, size, kept = self._settings.max_body_bytes, 0, bytearray()
-        more = True
-        while more and size <= PATIENCE * limit:
+        limit, body, more = self._settings.max_body_bytes, bytearray(), True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _Gone
-            chunk = message.get("body", b"")
-            size, more = size + len(chunk), message.get("more_body", False)
-            if size <= limit:
-                kept += chunk
-            else:
-                kept.clear()
-        if size > limit:
-            raise Refused(
-                413,
-                f"The body is larger than {limit} bytes. Send fewer or shorter texts in one request.",
-                code="request_too_large",
-                headers={"Connection": "close"} if more else None,
-            )
-        return bytes(kept)
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > limit:  # uvicorn throws away what else comes, so that the client gets to read the answer
+                message = f"The body is larger than {limit} bytes. Send fewer or shorter texts in one request."
+                raise Refused(413, message, code="request_too_large")
+        return bytes(body)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Let the application answer, unless the client hangs up first."""

@@ -55,9 +55,12 @@ class StrictRoute(APIRoute):
         async def strict(request: Request) -> Response:
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if request.method == "POST" and kind != "application/json":
-                message = f"The content type is {kind or 'missing'!r}. Send application/json."
+                message = f"The content type is {kind or 'not given'}. Send application/json."
                 raise Refused(415, message, code="unsupported_media_type")
-            return await handle(StrictRequest(request.scope, request.receive))
+            strict_request = StrictRequest(request.scope, request.receive)
+            if request.method == "POST" and not await strict_request.body():
+                raise Refused(400, "The body is empty. Send JSON.", code="invalid_json")
+            return await handle(strict_request)
 
         return strict
 

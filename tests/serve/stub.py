@@ -54,8 +54,9 @@ class StubGuard:
         shown = f"<user>{prompt}<end>"
         spans = [(0, 6), *((6 + s, 6 + s + len(w)) for s, w in zip(starts, words, strict=True))]
         spans.append((len(shown) - 5, len(shown)))
-        scores = tuple(score_of(shown[a:b]) for a, b in spans)
-        return TokenScores(shown, tuple(spans), scores, len(spans) - 2)
+        scores = [score_of(shown[a:b]) for a, b in spans]
+        scores[-2] = score_of(prompt)  # the token that decides
+        return TokenScores(shown, tuple(spans), tuple(scores), len(spans) - 2)
 
     def describe(self) -> dict[str, Any]:
         threshold = {"value": THRESHOLD, "target_fpr": 0.01, "confidence": 0.95, "n": 400, "grouped": False}
