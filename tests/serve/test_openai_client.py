@@ -1,7 +1,9 @@
 """OpenAI's own client against a live server: it reads our answers, and our errors as its exceptions."""
 
+import time
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 
@@ -102,14 +104,29 @@ def test_a_wrong_token(address: str) -> None:
     assert caught.value.code == "invalid_api_key"
 
 
-def test_a_full_queue() -> None:
+def test_a_full_queue_is_a_rate_limit() -> None:
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
     from tests.serve.stub import StubGuard
 
+    hold = threading.Event()
     with (
-        live(StubGuard(), max_inputs=2, queue_prompts=2, max_requests=1, timeout_s=20.0) as address,
-        openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0) as client,
+        live(StubGuard(hold=hold), max_inputs=1, queue_prompts=1) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0) as hasty,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=5) as patient,
+        ThreadPoolExecutor(1) as thread,
     ):
-        assert client.moderations.create(input=["a", "b"]).results
+        first = thread.submit(hasty.moderations.create, input="one")
+        while "queue_prompts 1.0" not in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError) as caught:
+            hasty.moderations.create(input="two")
+        assert caught.value.code == "rate_limit_exceeded"
+        assert caught.value.response.headers["retry-after"] == "1"
+        threading.Timer(0.2, hold.set).start()
+        assert patient.moderations.create(input="two").results  # it comes back by itself, as told
+        assert first.result(20).results
 
 
 def test_the_servers_own_fault_is_500() -> None:
