@@ -150,11 +150,12 @@ def test_a_client_that_sends_too_much_reads_why() -> None:
     assert response.json()["error"]["code"] == "request_too_large"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_finishes_what_is_under_way(number: signal.Signals, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    with process(tmp_path, seconds=1.0) as (server, client), ThreadPoolExecutor(1) as thread:
+    with process(tmp_path, seconds=0.6) as (server, client), ThreadPoolExecutor(1) as thread:
         answer = thread.submit(client.post, "/v1/moderations", json={"input": "one"})
         time.sleep(0.3)  # it is with the model by now
         server.send_signal(number)
@@ -162,6 +163,7 @@ def test_told_to_stop_it_finishes_what_is_under_way(number: signal.Signals, tmp_
         assert server.wait(20) == 0
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_no_files(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,36 @@ def test_it_asks_for_the_token_when_the_server_does(page: "Page") -> None:
         page.keyboard.press("Enter")
         page.locator("#answer:not([hidden])").wait_for()
         assert page.get_by_role("alert").count() == 0
+
+
+def test_what_is_unusual_is_shown_too(page: "Page") -> None:
+    """Tokens that share a character, one without any, no single token that decides, an abstention, no threshold."""
+    from subspace_probe.guard.judgements import Judgement, TokenScores
+    from tests.serve.stub import StubGuard
+
+    class Unusual(StubGuard):
+        def judge(self, texts: Sequence[str], /) -> list[Judgement]:
+            return [Judgement(-1.0, 0.25, False, True, 0.0) for _ in texts]
+
+        def token_scores(self, prompt: str, /) -> TokenScores:
+            return TokenScores(
+                "a😀b c", ((0, 0), (0, 1), (1, 2), (1, 2), (2, 3), (4, 5)), (0.0, 1.0, 2.0, 3.0, -4.0, 0.5), -1
+            )
+
+        def describe(self) -> dict[str, Any]:
+            return super().describe() | {"threshold": None, "calibrated": None, "layers": [1]}
+
+    with live(Unusual()) as address:
+        said, _ = visit(page, address, "one")
+    assert said == []
+    assert page.locator(".token").all_text_contents() == ["▯", "a", "😀", "▯", "b", "c"]
+    assert page.locator("#text").text_content() == "▯a😀▯b c"
+    assert page.locator(".decides").count() == 0
+    assert "mean state over all tokens" in (page.locator("#reading").text_content() or "")
+    assert page.locator("#badge").text_content() == "? abstains"
+    assert page.locator("#abstains").is_visible()
+    assert "nothing is promised" in (page.locator("#promise").text_content() or "")
+    assert "boundary 0; probability 0.25 (not calibrated)" in (page.locator("#sentence").text_content() or "")
 
 
 def test_errors_are_shown_as_text(page: "Page") -> None:
