@@ -65,7 +65,7 @@ def fuzz(operation: Any, mode: GenerationMode, examples: int) -> Counter[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "path"), ADDRESSES)
 def test_requests_from_the_schema(schema: Any, method: str, path: str) -> None:
-    seen = fuzz(schema[path][method], GenerationMode.POSITIVE, 40)
+    seen = fuzz(schema[path][method], GenerationMode.POSITIVE, 30)
     assert set(seen) <= {200, 400, 404}
     assert method == "GET" or seen[200] > 5, seen  # the schema's own requests are mostly answered
 
@@ -73,8 +73,8 @@ def test_requests_from_the_schema(schema: Any, method: str, path: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "path"), ADDRESSES[:3])
 def test_requests_that_break_the_schema(schema: Any, method: str, path: str) -> None:
-    seen = fuzz(schema[path][method], GenerationMode.NEGATIVE, 40)
-    assert sum(count for status, count in seen.items() if 400 <= status < 500) > 20, seen
+    seen = fuzz(schema[path][method], GenerationMode.NEGATIVE, 25)
+    assert sum(count for status, count in seen.items() if 400 <= status < 500) > 12, seen
 
 
 def test_the_checks_above_can_fail() -> None:
