@@ -137,6 +137,7 @@ def test_a_caller_that_goes_takes_its_prompts_along() -> None:
         gone.cancel()
         await asyncio.wait([gone])
         assert batcher.held == 2
+        assert [item.text for item in batcher._queue] == ["d"]  # their texts are held no longer
         model.free.set()
         assert await running == ["A"]
         assert await stays == ["D"]
