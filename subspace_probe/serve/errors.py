@@ -1,6 +1,6 @@
 """Errors as OpenAI's clients read them: {"error": {message, type, param, code}}, whatever went wrong.
 
-Messages of validation name the place and the rule, never the value: what a client sent belongs in no log on the way.
+A message names the place and the rule. What it quotes of a request goes back to whoever sent that, and into no log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-Kind = str
 INVALID, UNKNOWN, SERVER = "invalid_request_error", "not_found_error", "server_error"
 AUTHENTICATION, RATE = "authentication_error", "rate_limit_error"
 

@@ -417,3 +417,15 @@ def test_what_only_this_machine_reaches() -> None:
         host: ServerSettings(host=host).local for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", "::", "a.b")
     }
     assert [host for host, is_local in local.items() if is_local] == ["127.0.0.1", "::1", "localhost"]
+
+
+def test_without_the_extra_the_line_to_install_it_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import importlib.util
+
+    import subspace_probe.serve
+    from subspace_probe.core.errors import MissingExtra
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fastapi" else object())
+    with pytest.raises(MissingExtra, match=r"needs fastapi\. Install: pip install 'subspace-probe\[serve\]'"):
+        importlib.reload(subspace_probe.serve)
