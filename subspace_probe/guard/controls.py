@@ -63,25 +63,26 @@ def keyword_control(
     control = others(words, prompts, bag, seed=measured.seed)
     found = [_masked(measured, bag, name, w) for name, w in (("keywords", words), ("other words", control))]
     masked, other = found
-    now = measured.rank(bag.scores(_without(prompts, words, bag)))
-    then = measured.rank(bag.scores(prompts))
     finding = Finding("control.keyword_masked", claim, masked.auroc, masked.interval, CHANCE, masked.n)
     note = (
         f"{len(words)} words replaced {times} times; {before:.3f} before, {other.auroc:.3f} with as many other words "
-        f"replaced; a bag of words falls from {then.value(AUROC):.3f} to {now.value(AUROC):.3f}. A replaced word may be "
-        "what made its prompt positive, so a fall is no proof of reading words"
-    )
-    fall, spread = then.above(now, AUROC)
-    works = Finding(
-        "control.keyword_masked.bag_of_words",
-        "the replacement takes from a bag of words what it goes by",
-        fall,
-        spread,
-        Interval(0.0, 0.0, of="no fall"),
-        masked.n,
+        "replaced. A replaced word may be what made its prompt positive, so a fall is no proof of reading words"
     )
     judged = finding.judged("above", margin=MARGIN, no_effect=0.5)
-    return [replace(judged, note=note), works.judged("above", margin=MARGIN)], found
+    return [replace(judged, note=note), _replacement_works(measured, bag, words)], found
+
+
+def _replacement_works(measured: Measured, bag: BagOfWords, words: Sequence[str]) -> Finding:
+    """A check of the control itself: a bag of words must fall, where it had something to go by."""
+    prompts = measured.examples.prompts
+    then, now = measured.rank(bag.scores(prompts)), measured.rank(bag.scores(_without(prompts, words, bag)))
+    fall, spread = then.above(now, AUROC)
+    note = f"its AUROC is {then.value(AUROC):.3f} before and {now.value(AUROC):.3f} after"
+    name, claim = "control.keyword_masked.bag_of_words", "the replacement takes from a bag of words what it goes by"
+    finding = Finding(name, claim, fall, spread, Interval(0.0, 0.0, of="no fall"), len(prompts), note=note)
+    if then.interval(AUROC).low <= 0.5 + MARGIN:
+        return replace(finding, verdict="not tested", note=f"{note}: words alone tell little here")
+    return replace(finding.judged("above", margin=MARGIN), note=note)
 
 
 def _masked(measured: Measured, bag: BagOfWords, name: str, words: Sequence[str]) -> Control:
