@@ -78,16 +78,16 @@ def _mark(figure: go.Figure, held: Row, least: float) -> None:
         hovertemplate=f"threshold {held['value']:.4g}<br>false positives {held['fpr']:.4f}, found {held['recall']:.3f}"
         "<extra></extra>",
     )
-    if (bound := finite(held["bound"])) is not None:
-        figure.add_vline(
-            x=bound,
-            line={"color": FAINT, "width": 1.5, "dash": "dash"},
-            annotation={
-                "text": f"promised: at most {bound:.3g}",
-                "font": {"color": FAINT},
-                "y": 0.02,
-                "yanchor": "bottom",
-            },
+    if (bound := finite(held["bound"])) is not None and bound > 0:
+        figure.add_vline(x=bound, line={"color": FAINT, "width": 1.5, "dash": "dash"})
+        figure.add_annotation(
+            x=math.log10(bound),  # annotations take the logarithm on such an axis
+            y=0.02,
+            text=f"promised: at most {bound:.3g}",
+            xanchor="left",
+            xshift=4,
+            showarrow=False,
+            font={"color": FAINT},
         )
 
 

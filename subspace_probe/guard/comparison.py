@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.reports import Provenance, Report, Table, number, span
+from subspace_probe.guard.classifier import GuardClassifier, Labels
 from subspace_probe.guard.examples import Shown
 from subspace_probe.guard.group_draws import share_of
-from subspace_probe.guard.guard import Labels, LatentGuard
 from subspace_probe.guard.measured import Measured, Slice
 from subspace_probe.guard.operating import operating_table
 from subspace_probe.guard.ranked import AUROC, Ranked, Reading, tpr_at
@@ -25,8 +25,8 @@ NO_DIFFERENCE = Interval(0.0, 0.0, of="no difference")
 
 
 def compare_guards(
-    first: LatentGuard,
-    second: LatentGuard,
+    first: GuardClassifier,
+    second: GuardClassifier,
     X: Shown,
     y: Labels | None = None,
     *,

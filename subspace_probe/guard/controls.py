@@ -1,6 +1,7 @@
 """What else could make a guard look good: single words, length, the template around the prompt."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -15,7 +16,6 @@ from subspace_probe.guard.baselines import BagOfWords
 from subspace_probe.guard.masking import counted, keywords_of, others, replaced, stand_ins
 from subspace_probe.guard.measured import Measured
 from subspace_probe.guard.ranked import AUROC
-from subspace_probe.guard.reading import states_of
 
 MARGIN = 0.05
 """The loss of AUROC that counts as none; and how near to 0.5 is chance."""
@@ -151,13 +151,15 @@ def template_control(measured: Measured, bag: BagOfWords | None) -> tuple[list[F
     findings: list[Finding] = []
     controls: list[Control] = []
     for name, (changed, where, about) in variants.items():
-        rows = states_of(guard.model, changed, guard.sites, where, batch_tokens=guard.batch_tokens)
-        ranked = measured.rank(guard.decide(rows))
+        reader = copy(guard)
+        reader.where = where
+        scores = reader.decision_function(changed)
+        ranked = measured.rank(scores)
         value, spread = ranked.value(AUROC), ranked.interval(AUROC)
         score = NONE if bag is None else measured.rank(bag.scores(changed)).value(AUROC)
         controls.append(Control(f"template: {name}", value, spread, score, len(changed), about))
         loss, apart = measured.ranked.above(ranked, AUROC)
-        flagged = guard.decide(rows) > guard.boundary
+        flagged = scores > guard.boundary
         verdict = (
             "unaudited" if apart.low != apart.low
             else "supported" if apart.high <= MARGIN else "refuted" if apart.low > MARGIN else "inconclusive"
