@@ -47,7 +47,10 @@ def _plot(report: Report) -> go.Figure:
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(len(rows))),
-        ticktext=[f"{shown(row['framing'])} framing" for row in rows],
+        # a framing is one word; other slices come with their own words
+        ticktext=[
+            shown(name) if " " in name else f"{shown(name)} framing" for name in (row["framing"] for row in rows)
+        ],
         range=[len(rows) - 0.4, -0.6],
         showgrid=False,
     )

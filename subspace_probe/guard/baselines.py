@@ -22,6 +22,7 @@ from subspace_probe.guard.nulls import Nulls
 from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.ranked import AUROC, Ranked
 
+RATE = 0.01
 WORD = r"(?u)\b\w+\b"
 MARGIN = 0.01
 """What counts as no difference between two areas under the curve."""
@@ -116,17 +117,36 @@ def baseline_findings(measured: Measured, baselines: Sequence[Baseline], slices:
         claim = f"AUROC of {baseline.about}"
         findings.append(Finding(f"{name}.auroc", claim, ranked.value(AUROC), ranked.interval(AUROC), n=n))
         for part in slices:
-            some = ranked.where(part.mask)
+            some, where = ranked.where(part.mask), f"of {baseline.about}, where {part.label}"
             if some.both:
                 read = some.value(AUROC), some.interval(AUROC)
-                claim = f"AUROC of {baseline.about}, where {part.label}"
+                claim = f"AUROC {where}"
                 findings.append(Finding(f"{name}.auroc.{part.name}", claim, *read, n=int(part.mask.sum())))
+            share, spread, positives = found_at(ranked, part, measured.seed)
+            if positives:
+                claim = f"share of positives found at a false-positive rate of 1 % over all prompts, {where}"
+                findings.append(Finding(f"{name}.tpr.at_fpr_1pct.{part.name}", claim, share, spread, n=positives))
         gap, spread = measured.ranked.above(ranked, AUROC)
         claim = f"the guard's AUROC is higher than that of {baseline.about}"
         null = Interval(0.0, 0.0, of="no difference")
         found = Finding(f"{name}.difference", claim, gap, spread, null, n)
         findings.append(found.judged("above", margin=MARGIN))
     return findings
+
+
+def found_at(ranked: Ranked, part: Slice, seed: int) -> tuple[float, Interval, int]:
+    """Share of a slice's positives above the threshold that flags 1 % of all negatives, with interval and count.
+
+    One threshold for all slices, as in use: an AUROC within a slice would let each have its own. No positives, or fewer
+    than a hundred negatives to set it on, give NaN and a count of 0.
+    """
+    rows = part.mask & ranked.y
+    negatives = np.sort(ranked.scores[~ranked.y])
+    if not rows.any() or len(negatives) < round(1 / RATE):
+        return NONE, Interval(NONE, NONE), 0
+    limit = negatives[len(negatives) - 1 - int(RATE * len(negatives))]
+    share, spread = share_of(ranked.scores[rows] > limit, ranked.prompts.groups[rows], seed=seed)
+    return share, spread, int(rows.sum())
 
 
 def majority_finding(measured: Measured, train: Contrast) -> Finding:
@@ -155,15 +175,17 @@ def baselines_table(measured: Measured, baselines: Sequence[Baseline], slices: S
             gap, apart = measured.ranked.where(part.mask).above(ranked, AUROC)
             spread = ranked.interval(AUROC)
             row = {"baseline": baseline.name, "auroc": ranked.value(AUROC), "low": spread.low, "high": spread.high}
-            rows.append(place | row | {"difference": gap, "difference_low": apart.low, "difference_high": apart.high})
+            row |= {"difference": gap, "difference_low": apart.low, "difference_high": apart.high}
+            rows.append(place | row | {"tpr_1pct": found_at(baseline.ranked, part, measured.seed)[0]})
         random = nulls.along_random(AUROC, measured.prompts, part.mask)
         low, middle, high = (float(end) for end in np.quantile(random, [0.025, 0.5, 0.975]))
         gap = measured.ranked.where(part.mask).value(AUROC) - middle
         row = {"baseline": "random_direction", "auroc": middle, "low": low, "high": high, "difference": gap}
-        rows.append(place | row | {"difference_low": NONE, "difference_high": NONE})
+        rows.append(place | row | {"difference_low": NONE, "difference_high": NONE, "tpr_1pct": NONE})
     about = "; ".join(f"{baseline.name}: {baseline.about}" for baseline in baselines)
     return Table.of(
         rows,
         f"AUROC on the same prompts. {about}; random_direction: median and range of {len(nulls.random)} directions, "
-        "each of the sign that suits it, max(a, 1 - a). The difference is the guard's less the baseline's.",
+        "each of the sign that suits it, max(a, 1 - a). The difference is the guard's less the baseline's; tpr_1pct is "
+        "the share of positives found at one threshold for all slices, which flags 1 % of all negatives.",
     )

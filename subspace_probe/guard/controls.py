@@ -1,6 +1,7 @@
 """What else could make a guard look good: single words, length, the template around the prompt."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -15,7 +16,6 @@ from subspace_probe.guard.baselines import BagOfWords
 from subspace_probe.guard.masking import counted, keywords_of, others, replaced, stand_ins
 from subspace_probe.guard.measured import Measured
 from subspace_probe.guard.ranked import AUROC
-from subspace_probe.guard.reading import states_of
 
 MARGIN = 0.05
 """The loss of AUROC that counts as none; and how near to 0.5 is chance."""
@@ -63,25 +63,26 @@ def keyword_control(
     control = others(words, prompts, bag, seed=measured.seed)
     found = [_masked(measured, bag, name, w) for name, w in (("keywords", words), ("other words", control))]
     masked, other = found
-    now = measured.rank(bag.scores(_without(prompts, words, bag)))
-    then = measured.rank(bag.scores(prompts))
     finding = Finding("control.keyword_masked", claim, masked.auroc, masked.interval, CHANCE, masked.n)
     note = (
         f"{len(words)} words replaced {times} times; {before:.3f} before, {other.auroc:.3f} with as many other words "
-        f"replaced; a bag of words falls from {then.value(AUROC):.3f} to {now.value(AUROC):.3f}. A replaced word may be "
-        "what made its prompt positive, so a fall is no proof of reading words"
-    )
-    fall, spread = then.above(now, AUROC)
-    works = Finding(
-        "control.keyword_masked.bag_of_words",
-        "the replacement takes from a bag of words what it goes by",
-        fall,
-        spread,
-        Interval(0.0, 0.0, of="no fall"),
-        masked.n,
+        "replaced. A replaced word may be what made its prompt positive, so a fall is no proof of reading words"
     )
     judged = finding.judged("above", margin=MARGIN, no_effect=0.5)
-    return [replace(judged, note=note), works.judged("above", margin=MARGIN)], found
+    return [replace(judged, note=note), _replacement_works(measured, bag, words)], found
+
+
+def _replacement_works(measured: Measured, bag: BagOfWords, words: Sequence[str]) -> Finding:
+    """A check of the control itself: a bag of words must fall, where it had something to go by."""
+    prompts = measured.examples.prompts
+    then, now = measured.rank(bag.scores(prompts)), measured.rank(bag.scores(_without(prompts, words, bag)))
+    fall, spread = then.above(now, AUROC)
+    note = f"its AUROC is {then.value(AUROC):.3f} before and {now.value(AUROC):.3f} after"
+    name, claim = "control.keyword_masked.bag_of_words", "the replacement takes from a bag of words what it goes by"
+    finding = Finding(name, claim, fall, spread, Interval(0.0, 0.0, of="no fall"), len(prompts), note=note)
+    if then.interval(AUROC).low <= 0.5 + MARGIN:
+        return replace(finding, verdict="not tested", note=f"{note}: words alone tell little here")
+    return replace(finding.judged("above", margin=MARGIN), note=note)
 
 
 def _masked(measured: Measured, bag: BagOfWords, name: str, words: Sequence[str]) -> Control:
@@ -150,13 +151,15 @@ def template_control(measured: Measured, bag: BagOfWords | None) -> tuple[list[F
     findings: list[Finding] = []
     controls: list[Control] = []
     for name, (changed, where, about) in variants.items():
-        rows = states_of(guard.model, changed, guard.sites, where, batch_tokens=guard.batch_tokens)
-        ranked = measured.rank(guard.decide(rows))
+        reader = copy(guard)
+        reader.where = where
+        scores = reader.decision_function(changed)
+        ranked = measured.rank(scores)
         value, spread = ranked.value(AUROC), ranked.interval(AUROC)
         score = NONE if bag is None else measured.rank(bag.scores(changed)).value(AUROC)
         controls.append(Control(f"template: {name}", value, spread, score, len(changed), about))
         loss, apart = measured.ranked.above(ranked, AUROC)
-        flagged = guard.decide(rows) > guard.boundary
+        flagged = scores > guard.boundary
         verdict = (
             "unaudited" if apart.low != apart.low
             else "supported" if apart.high <= MARGIN else "refuted" if apart.low > MARGIN else "inconclusive"

@@ -62,13 +62,14 @@ class Curves:
         return self.alarms / self.alarms[:, -1:]
 
     def auroc(self) -> Float64[np.ndarray, " curves"]:
-        """Area under the ROC curve; ties count one half."""
-        return (np.diff(self.fpr) * (self.tpr[:, 1:] + self.tpr[:, :-1]) / 2).sum(axis=1)
+        """Area under the ROC curve; ties count one half. Exactly 1 where the classes are apart."""
+        area = (np.diff(self.alarms) * (self.hits[:, 1:] + self.hits[:, :-1])).sum(axis=1) / 2
+        return area / (self.hits[:, -1] * self.alarms[:, -1])
 
     def average_precision(self) -> Float64[np.ndarray, " curves"]:
         """Area under the precision-recall curve as a sum of steps, as scikit-learn has it: no interpolation."""
         flagged = np.maximum(self.hits + self.alarms, np.finfo(np.float64).tiny)
-        return (np.diff(self.tpr) * (self.hits / flagged)[:, 1:]).sum(axis=1)
+        return (np.diff(self.hits) * (self.hits / flagged)[:, 1:]).sum(axis=1) / self.hits[:, -1]
 
     def tpr_at(self, fpr: float) -> Float64[np.ndarray, " curves"]:
         """The largest share of positives that a threshold flags without flagging more than this share of negatives."""

@@ -100,14 +100,14 @@ def guard_report(
         made = _Made()
         nulls = None if trained is None else trained.nulls
         made.add(separation_findings(measured, nulls))
-        made.add(threshold_findings(measured))
-        made.tables["threshold"] = threshold_table(measured, made.findings)
+        found = threshold_findings(measured)
+        made.add(found, threshold=threshold_table(measured, found))
         if hard_benign is not None:
             made.add([hard_benign_finding(guard, hard_benign, seed=seed)])
-        made.add(base_rate_findings(measured, base_rates), "base_rates")
-        made.add(probability_findings(measured))
-        made.tables |= {"guard": guard_table(measured, parts), "reliability": reliability_table(measured)}
-        made.add(slice_findings(measured, parts, nulls))
+        found, table = base_rate_findings(measured, base_rates)
+        made.add(found, base_rates=table)
+        made.add(probability_findings(measured), reliability=reliability_table(measured))
+        made.add(slice_findings(measured, parts, nulls), guard=guard_table(measured, parts))
         bar.update()
         if trained is not None:
             _compare(made, measured, trained, parts, source)
@@ -119,7 +119,8 @@ def guard_report(
         _control(made, measured, None if trained is None else trained.bag, keywords)
         bar.update()
         if latency:
-            made.add(latency_findings(guard, measured.examples.prompts, seed=seed), "latency")
+            found, table = latency_findings(guard, measured.examples.prompts, seed=seed)
+            made.add(found, latency=table)
         bar.update()
     findings = tuple(_noted(made.findings))
     tables = {"summary": summary(measured, findings), **made.tables}
@@ -147,13 +148,10 @@ class _Made:
     findings: list[Finding] = field(default_factory=list[Finding])
     tables: dict[str, Table] = field(default_factory=dict[str, Table])
 
-    def add(self, found: Sequence[Finding] | tuple[Sequence[Finding], Table], table: str = "") -> None:
-        """Take in findings, and the table that came with them under this name."""
-        if table:
-            findings, self.tables[table] = found  # pyright: ignore[reportAssignmentType]  (a name comes with a table)
-            self.findings += findings
-        else:
-            self.findings += found  # pyright: ignore[reportOperatorIssue]
+    def add(self, findings: Sequence[Finding], **tables: Table) -> None:
+        """Take in findings, and tables by name."""
+        self.findings += findings
+        self.tables |= tables
 
 
 @final
@@ -187,8 +185,8 @@ def _compare(made: _Made, measured: Measured, trained: _Trained, parts: Sequence
     if source is not None:
         made.add(held_out_findings(measured, trained.train, trained.states, source, trained.nulls))
     made.add([majority_finding(measured, trained.train)])
-    made.add(baseline_findings(measured, trained.baselines, parts))
-    made.tables["baselines"] = baselines_table(measured, trained.baselines, parts, trained.nulls)
+    table = baselines_table(measured, trained.baselines, parts, trained.nulls)
+    made.add(baseline_findings(measured, trained.baselines, parts), baselines=table)
 
 
 def _control(

@@ -73,17 +73,23 @@ class GroupDraws:
     ) -> Interval:
         """95 % interval of a figure between 0 and 1: percentiles of the draws.
 
-        Where all draws are alike, as at 0 and 1, they say nothing of prompts that were not seen: there it is Wilson's
-        for `n` groups, by default as many as the rarer class has. Fewer than five groups of a class give none.
+        At 0 and 1 all draws are alike and say nothing of prompts that were not seen: there it is Wilson's for `n`
+        groups, by default as many as the rarer class has; and also nearer to them than half a group, or a figure that
+        is nearly perfect would be surer than a perfect one. Fewer than five groups of a class give none.
         """
         n = min(self.counts) if n is None else n
         if min(*self.counts, n) < FEW:
             return Interval(float("nan"), float("nan"), of=f"{min(*self.counts, n)} groups of a class: no interval")
+        if self.at_edge(estimate, n):
+            _, low, high = wilson_interval(n if estimate > 0.5 else 0, n)
+            return Interval(low, high, of=f"{n} groups of prompts, Wilson")
         low, high = (float(end) for end in np.quantile(self.of(statistic), [0.025, 0.975]))
-        if low < high:
-            return Interval(low, high, of="groups of prompts, stratified bootstrap")
-        _, low, high = wilson_interval(round(estimate * n), n)
-        return Interval(min(low, estimate), max(high, estimate), of=f"{n} groups of prompts, Wilson")
+        return Interval(low, high, of="groups of prompts, stratified bootstrap")
+
+    def at_edge(self, estimate: float, n: int | None = None) -> bool:
+        """Whether a figure is nearer to 0 or 1 than half a group of `n`."""
+        n = min(self.counts) if n is None else n
+        return 2 * n * min(estimate, 1 - estimate) < 1
 
 
 def share_of(values: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"], *, seed: int) -> tuple[float, Interval]:

@@ -15,7 +15,7 @@ from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.linalg.resampling import bootstrap_statistic, percentile_interval
 
-PROMPTS, WARM = 50, 3
+PROMPTS, REPEATS, WARM = 40, 3, 3
 
 
 def latency_findings(guard: GuardClassifier, prompts: Sequence[Prompt], *, seed: int) -> tuple[list[Finding], Table]:
@@ -56,20 +56,21 @@ def latency_findings(guard: GuardClassifier, prompts: Sequence[Prompt], *, seed:
 def measured_times(
     guard: GuardClassifier, prompts: Sequence[Prompt], *, seed: int
 ) -> dict[str, Float64[np.ndarray, " n"]]:
-    """Milliseconds of each pass for at most fifty prompts, by what was timed."""
+    """Milliseconds of each pass for at most forty prompts, the median of three times, by what was timed."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(prompts))[:PROMPTS]
     passes = {"bare": _bare, "own_pass": _own, "in_pass": _inside}
     times: dict[str, list[float]] = {name: [] for name in passes}
     with torch.no_grad():
         for turn, row in enumerate([*chosen[:WARM], *chosen]):
-            batch = guard.model.tokens([prompts[row]])
-            for i in rng.permutation(len(passes)):
-                name = list(passes)[i]
-                spent = _timed(passes[name], guard, batch)
-                if turn >= min(WARM, len(chosen)):  # the first few warm caches
-                    times[name].append(spent)
-    return {name: np.array(spent) for name, spent in times.items()}
+            batch, spent = guard.model.tokens([prompts[row]]), {name: list[float]() for name in passes}
+            for i in rng.permutation(REPEATS * len(passes)):
+                name = list(passes)[i % len(passes)]
+                spent[name].append(_timed(passes[name], guard, batch))
+            if turn >= min(WARM, len(chosen)):  # the first few warm caches
+                for name, found in spent.items():
+                    times[name].append(float(np.median(found)))
+    return {name: np.array(found) for name, found in times.items()}
 
 
 def _timed(run: Callable[[GuardClassifier, TokenBatch], None], guard: GuardClassifier, batch: TokenBatch) -> float:

@@ -1,7 +1,7 @@
 """What a guard's figures are without what it claims to have found: random directions, and labels that mean nothing."""
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from subspace_probe.core.intervals import range_of
 from subspace_probe.finders.permuting import exchanged
 from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.guard.group_draws import GroupDraws
+from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.ranked import AUROC, Ranked, Reading
 
 RANDOM, SHUFFLES = 200, 40
@@ -102,5 +103,5 @@ def _shuffled(
     for draw in range(SHUFFLES):
         drawn = exchanged(labels, pairs, groups, seed=seed + draw).numpy()
         if 0 < drawn.sum() < len(drawn):
-            found.append(clone(guard.probe).fit(states, drawn).decision_function(rows))
+            found.append(cast("LatentProbe", clone(guard.probe)).fit(states, drawn).decision_function(rows))
     return np.stack(found)

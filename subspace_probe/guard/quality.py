@@ -42,7 +42,8 @@ def separation_findings(measured: Measured, nulls: Nulls | None) -> list[Finding
             found.append(Finding(f"tpr.at_fpr_{name}", claim, NONE, n=n, verdict="not tested", note=note))
             continue
         finding = _read(measured, f"tpr.at_fpr_{name}", claim, tpr_at(rate), nulls, no_effect=rate)
-        note = f"the threshold is set on these very prompts, on {negatives} negatives in {measured.prompts.counts[0]} groups"
+        groups = measured.prompts.counts[0]
+        note = f"the threshold is set on these very prompts, on {negatives} negatives in {groups} groups"
         found.append(replace(finding, note=note))
     return found
 
@@ -112,9 +113,10 @@ def probability_findings(measured: Measured) -> list[Finding]:
     calibrated = measured.guard.calibration
     how = "not calibrated" if calibrated is None else f"calibrated by {calibrated.method}"
     spread = _spread(measured, drawn, error)
+    score_spread = _spread(measured, prompts.of(lambda weights: brier(p, y, weights)), score)
     note = (
-        f"{bins.count} bins of equal mass; {how}. Binning alone gives a perfect guard {null.low:.3g} to {null.high:.3g} "
-        "here, and bootstrap draws lie above the estimate for the same reason"
+        f"{bins.count} bins of equal mass; {how}. Binning alone gives a perfect guard {null.low:.3g} to "
+        f"{null.high:.3g} here, and bootstrap draws lie above the estimate for the same reason"
     )
     verdict = judge_absence(spread, margin=MARGIN)
     share = float(y.mean())
@@ -125,10 +127,14 @@ def probability_findings(measured: Measured) -> list[Finding]:
             "brier",
             "probabilities are nearer to what happened than the base rate is",
             score,
-            spread := _spread(measured, prompts.of(lambda weights: brier(p, y, weights)), score),
+            score_spread,
             Interval(constant, constant, of="the base rate for every prompt"),
             n,
-            "supported" if spread.high < constant else "refuted" if spread.low > constant else "inconclusive",
+            "supported"
+            if score_spread.high < constant
+            else "refuted"
+            if score_spread.low > constant
+            else "inconclusive",
         ),
     ]
 

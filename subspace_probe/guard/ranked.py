@@ -75,20 +75,22 @@ class Ranked:
 
     def interval(self, reading: Reading) -> Interval:
         """95 % interval of the figure; see `GroupDraws.interval`."""
-        n = self.prompts.counts[1] if reading.positives else None
+        n = self._counted(reading)
         return self.prompts.interval(lambda weights: self._drawn(reading, weights), self.value(reading), n=n)
 
     def above(self, other: "Ranked", reading: Reading) -> tuple[float, Interval]:
         """How much higher the figure is than that of other scores of the same prompts, and its 95 % interval.
 
-        Where one of them is perfect its draws are all alike, and the interval is made of the two figures' own as if
-        these were independent (Zou & Donner 2008, https://doi.org/10.1002/sim.3095), which is wider than a paired one.
+        Where one of them is perfect, or nearly, its draws are all but alike, and the interval is made of the two
+        figures' own as if these were independent (Zou & Donner 2008, https://doi.org/10.1002/sim.3095), which is wider
+        than a paired one.
         """
         first, second = self.value(reading), other.value(reading)
         one, two = self.interval(reading), other.interval(reading)
         if one.low != one.low or two.low != two.low:
             return first - second, Interval(float("nan"), float("nan"), of=one.of)
-        if first in (0.0, 1.0) or second in (0.0, 1.0):
+        n = self._counted(reading)
+        if self.prompts.at_edge(first, n) or self.prompts.at_edge(second, n):
             low = first - second - float(np.hypot(first - one.low, two.high - second))
             high = first - second + float(np.hypot(one.high - first, second - two.low))
             return first - second, Interval(low, high, of="both figures' own intervals")
@@ -104,6 +106,9 @@ class Ranked:
             drawn = exchanged(labels, groups, groups, seed=self.prompts.seed + draw).numpy().astype(bool)
             values[draw] = replace(self, prompts=replace(self.prompts, y=drawn)).value(reading)
         return range_of(torch.tensor(values), f"{draws} exchanges of the labels of these prompts")
+
+    def _counted(self, reading: Reading) -> int | None:
+        return self.prompts.counts[1] if reading.positives else None
 
     def _drawn(self, reading: Reading, weights: Weights) -> Float64[np.ndarray, " draws"]:
         return reading.of(Curves(self.scores, self.y, weights))

@@ -10,7 +10,14 @@ from subspace_probe.guard.measured import Measured
 def summary(measured: Measured, findings: Sequence[Finding]) -> Table:
     """A table of sentences."""
     found = {finding.name: finding for finding in findings}
-    said = [_quality(measured, found), _promise(measured, found), _worth(found), _others(found), _doubts(found)]
+    said = [
+        _quality(measured, found),
+        _slices(found),
+        _promise(measured, found),
+        _worth(found),
+        _others(found),
+        _doubts(found),
+    ]
     said.append(_cost(found))
     return Table.of([{"sentence": sentence} for sentence in said if sentence], "The answer, from the findings.")
 
@@ -27,14 +34,30 @@ def _quality(measured: Measured, found: dict[str, Finding]) -> str:
         "refuted": "no better than chance",
     }.get(auroc.verdict, "not clearly above random directions and refits on shuffled labels")
     layers = ", ".join(map(str, guard.layers))
+    read = f"{guard.probe.method} at layer {layers} of {guard.model.spec.name}, {guard.where}"
     first = (
-        f"The {guard.category} guard ({guard.probe.method} at layer {layers} of {guard.model.spec.name}, {guard.where}) "
-        f"has an AUROC of {_figure(auroc)} on {auroc.n} prompts that it was not made from, {how}"
+        f"The {guard.category} guard ({read}) has an AUROC of {_figure(auroc)} on {auroc.n} prompts that it was not "
+        f"made from, {how}"
     )
     rate = found.get("tpr.at_fpr_1pct")
     if rate is None or rate.verdict == "not tested":
         return f"{first}; there are too few negatives to say what it finds at a false-positive rate of 1 %."
     return f"{first}; at a false-positive rate of 1 % it finds {_figure(rate)} of the positives."
+
+
+def _slices(found: dict[str, Finding]) -> str:
+    parts = {
+        name.removeprefix("auroc."): finding
+        for name, finding in found.items()
+        if name.startswith("auroc.") and not name.startswith("auroc.held_out_source.") and finding.interval
+    }
+    if not parts:
+        return ""
+    worst = min(parts, key=lambda name: (parts[name].estimate, found[f"tpr.{name}"].estimate))
+    return (
+        f"Of {len(parts)} slices, {worst.replace('.', ' = ')} is its worst: AUROC {_figure(parts[worst])}, and "
+        f"{_figure(found[f'tpr.{worst}'])} of the positives flagged."
+    )
 
 
 def _promise(measured: Measured, found: dict[str, Finding]) -> str:
@@ -47,8 +70,8 @@ def _promise(measured: Measured, found: dict[str, Finding]) -> str:
         )
     kept = "breaks" if realised.verdict == "refuted" else "agrees with"
     said = (
-        f"Its threshold promises a false-positive rate of at most {number(held.bound)} (confidence {held.level:g}); here "
-        f"it is {_figure(realised)}, which {kept} that, and {_figure(recall)} of positives are found."
+        f"Its threshold promises a false-positive rate of at most {number(held.bound)} (confidence {held.level:g}); "
+        f"here it is {_figure(realised)}, which {kept} that, and {_figure(recall)} of positives are found."
     )
     hard = found.get("fpr.hard_benign")
     return said if hard is None else f"{said} On hard benign prompts it flags {_figure(hard)}."

@@ -182,6 +182,30 @@ def question_rows() -> Rows:
     return [dict(zip(("check", "question", "answer", "verdict"), row, strict=True)) for row in values]
 
 
+def baseline_rows() -> Rows:
+    columns = ("slice", "baseline", "auroc", "low", "high", "tpr_1pct", "n")
+    return [
+        dict(zip(columns, (part, name, auroc, auroc - 0.05, min(1.0, auroc + 0.05), 0.4, 64), strict=True))
+        for part in ("all prompts", "framing = <b>1</b>")
+        for name, auroc in (("guard", 1.0), ("tfidf", 0.7), ("refusal_direction", NAN), ("random_direction", 0.5))
+    ]
+
+
+def operating_rows() -> Rows:
+    columns = ("series", "fpr", "tpr", "threshold")
+    return [
+        dict(zip(columns, (series, fpr, fpr**power, math.inf if not fpr else 1 - fpr), strict=True))
+        for series, power in (("guard", 0.1), ("<b>tfidf</b>", 0.8))
+        for fpr in (0.0, 0.004, 0.03, 0.3, 1.0)
+    ]
+
+
+def reliability_rows() -> Rows:
+    columns = ("bin", "confidence", "frequency", "n", "low", "high")
+    values = ((0, 0.01, 0.0, 50, 0.0, 0.07), (1, 0.4, 0.55, 50, 0.41, 0.68), (2, NAN, NAN, 0, NAN, NAN))
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
+
 LEVELS, CONDITIONS = ("activation", "embedding", "token"), ("rerouted", "random", "wrong direction")
 
 
@@ -334,6 +358,9 @@ def report() -> "Report":
         "cosines": Table.of(cosine_rows()),
         "nulls": Table.of(null_rows(rng)),
         "guard": Table.of(guard_rows()),
+        "baselines": Table.of(baseline_rows()),
+        "operating": Table.of(operating_rows()),
+        "reliability": Table.of(reliability_rows()),
         "tokens": Table.of(token_rows(rng)),
         "completions": Table.of(completion_rows(), "Greedy, at most 24 new tokens."),
         "selection": Table.of(selection_rows(rng)),
