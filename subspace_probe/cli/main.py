@@ -20,6 +20,7 @@ from subspace_probe.cli import (
     compare,
     demo,
     find,
+    guard,
     organisms,
     patch,
     report,
@@ -104,6 +105,7 @@ app.command("export")(artifacts.export)
 app.command("import")(artifacts.import_)
 app.command("verify")(artifacts.verify)
 app.command("show")(artifacts.show)
+app.add_typer(guard.app, name="guard")
 app.add_typer(organisms.app, name="organisms")
 app.add_typer(backends.app, name="backends")
 

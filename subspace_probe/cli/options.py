@@ -13,6 +13,7 @@ from subspace_probe.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.core.records import Columns
     from subspace_probe.core.sites import Site
     from subspace_probe.models.hooked import HookedModel
 
@@ -138,19 +139,13 @@ def open_contrast(name: str, *, columns: str | None = None, split: str | None = 
         StoreError, DataError: a file that cannot be read, malformed rows, a class without prompts.
     """
     import subspace_probe as sp
-    from subspace_probe.core.records import Columns
 
     organism = name.startswith("organism:")
     given: dict[str, Any] = {}
     if columns is not None:
         if organism:
             raise ConfigError(f"--columns was given, but {name!r} has its own. Leave it out.")
-        roles = pairs_of(columns.split(","), "--columns")
-        known = [field.name for field in fields(Columns)]
-        for role in roles:
-            if role not in known:
-                raise unknown("role in --columns", role, known)
-        given["columns"] = Columns(**roles)
+        given["columns"] = columns_of(columns)
     if split is not None:
         if Path(name).suffix.lower() in FILES:
             raise ConfigError(f"--split {split} was given, but {name!r} is one file. Leave it out.")
@@ -160,6 +155,23 @@ def open_contrast(name: str, *, columns: str | None = None, split: str | None = 
     contrast = sp.load_contrast(name, **given)
     contrast.require_both_classes()
     return contrast
+
+
+def columns_of(text: str | None) -> "Columns":
+    """`prompt=question,label=is_bad` as columns; the usual ones where nothing was said.
+
+    Raises:
+        UnknownName: a role that there is not.
+        ConfigError: an entry without "=".
+    """
+    from subspace_probe.core.records import Columns
+
+    roles = pairs_of(text.split(",") if text is not None else (), "--columns")
+    known = [field.name for field in fields(Columns)]
+    for role in roles:
+        if role not in known:
+            raise unknown("role in --columns", role, known)
+    return Columns(**roles)
 
 
 def sites_of(text: str, n_layers: int) -> "list[Site]":

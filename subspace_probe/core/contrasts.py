@@ -66,14 +66,20 @@ class Contrast:
         return content_key([self.prompts, self.labels, self.pairs, self.groups])
 
     @classmethod
-    def from_records(cls, records: Iterable[Record], *, name: str, columns: Columns | None = None) -> "Contrast":
+    def from_records(
+        cls, records: Iterable[Record], *, name: str, columns: Columns | None = None, label: int | None = None
+    ) -> "Contrast":
         """Build a contrast from rows with `prompt` (or `messages`, or `text` for raw text) and `label`.
 
         Optional columns: `pair`, `group`, `instruction`, `answer`, `foil`, and any further column with whole numbers,
         which becomes a factor.
 
+        Args:
+            label: of every row, for files of one class: they need no label column, and must not contradict it.
+
         Raises:
-            DataError: every malformed row at once, each with its file and line; or a class without prompts.
+            DataError: every malformed row at once, each with its file and line; or a class without prompts, where no
+                label was said for all.
         """
         columns = columns or Columns()
         rows: list[tuple[Prompt, int, Mapping[str, object]]] = []
@@ -83,7 +89,7 @@ class Contrast:
                 problems.append(f"{record.place}: {record.problem}")
                 continue
             try:
-                rows.append((prompt_of(record, columns), columns.label_of(record), record.values))
+                rows.append((prompt_of(record, columns), _label(record, columns, label), record.values))
             except DataError as error:
                 problems.append(f"{record.place}: {error}")
         if problems:
@@ -101,7 +107,8 @@ class Contrast:
             groups=numbered["groups"],
             factors=_factors([values for _, _, values in rows], columns),
         )
-        contrast.require_both_classes()
+        if label is None:
+            contrast.require_both_classes()
         return contrast
 
     @classmethod
@@ -295,6 +302,15 @@ def components(pairs: Sequence[int], groups: Sequence[int]) -> list[int]:
 def _picked(column: tuple[Value, ...], rows: Sequence[int]) -> tuple[Value, ...]:
     """These rows of a column; by `itemgetter`, for bootstraps that take rows thousands of times."""
     return itemgetter(*rows)(column) if len(rows) > 1 else tuple(column[row] for row in rows)
+
+
+def _label(record: Record, columns: Columns, wanted: int | None) -> int:
+    if wanted is not None and columns.label not in record.values:
+        return wanted
+    found = columns.label_of(record)
+    if wanted is not None and found != wanted:
+        raise DataError(f"{columns.label} is {found}, in a file whose rows are all to be {wanted}. Leave this row out.")
+    return found
 
 
 def _numbered(values: Sequence[object], role: str) -> tuple[int, ...]:

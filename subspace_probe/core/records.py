@@ -85,19 +85,22 @@ def read_jsonl(path: Path) -> Iterator[Record]:
     """
     # not splitlines(): JSON may hold U+2028 and its like inside a text
     for number, line in enumerate(_read(path).removesuffix("\n").split("\n"), start=1):
-        place = f"{path.name}:{number}"
-        if not line.strip():
-            yield Record(place, {}, "the line is empty. Remove it, or put one JSON object there.")
-            continue
-        try:
-            value: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield Record(place, {}, f"not JSON ({error.msg} at column {error.colno}): {line[:60]!r}")
-            continue
-        if isinstance(value, dict):
-            yield Record(place, cast("dict[str, object]", value))
-        else:
-            yield Record(place, {}, f"a JSON object was expected, found {type(value).__name__}: {line[:60]!r}")
+        yield record_of(line, f"{path.name}:{number}")
+
+
+def record_of(line: str, place: str) -> Record:
+    """One line of a JSON-lines file as a row; one that is empty or no JSON object carries its problem."""
+    if not line.strip():
+        return Record(place, {}, "the line is empty. Remove it, or put one JSON object there.")
+    try:
+        value: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        return Record(place, {}, f"not JSON ({error.msg} at column {error.colno}): {line[:60]!r}")
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        return Record(place, {}, f"JSON that cannot be read ({error}): {line[:60]!r}")
+    if isinstance(value, dict):
+        return Record(place, cast("dict[str, object]", value))
+    return Record(place, {}, f"a JSON object was expected, found {type(value).__name__}: {line[:60]!r}")
 
 
 def read_csv(path: Path) -> Iterator[Record]:
