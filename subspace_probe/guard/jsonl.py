@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import BinaryIO, final
+from typing import Protocol, final, runtime_checkable
 
 from subspace_probe.core.errors import DataError, PositionError, ShapeError
 from subspace_probe.core.prompts import Prompt
@@ -24,6 +24,21 @@ Judge = Callable[[Sequence[Prompt]], Sequence[Judgement]]
 
 Row = tuple[bytes, Judgement | None]
 """A line of the output, with what it says."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A stream of bytes to read lines from."""
+
+    def readline(self, size: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A stream to write bytes to."""
+
+    def write(self, data: bytes, /) -> int: ...
+    def flush(self) -> None: ...
 
 
 @final
@@ -89,7 +104,7 @@ class Scoring:
                 raise DataError(f"{record.place}: {what}")
 
 
-def score_stream(scoring: Scoring, source: BinaryIO, sink: BinaryIO) -> Counts:
+def score_stream(scoring: Scoring, source: Source, sink: Sink) -> Counts:
     """Judge every line of a stream into another.
 
     Raises:
@@ -105,7 +120,7 @@ def score_stream(scoring: Scoring, source: BinaryIO, sink: BinaryIO) -> Counts:
     return counts
 
 
-def lines_of(source: BinaryIO) -> Iterator[bytes]:
+def lines_of(source: Source) -> Iterator[bytes]:
     """Lines without their end. Of one that is too long, a beginning that is too long."""
     while line := source.readline(LONGEST + 2):
         rest = line

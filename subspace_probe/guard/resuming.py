@@ -13,20 +13,22 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import TYPE_CHECKING, Any, final
 
 from subspace_probe.core.errors import StaleStore, StoreError
 from subspace_probe.core.files import atomic
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.plain import plain
-from subspace_probe.guard.guard import LatentGuard
-from subspace_probe.guard.jsonl import Counts, Scoring, lines_of, windows_of
+from subspace_probe.guard.jsonl import Counts, Scoring, Source, lines_of, windows_of
+
+if TYPE_CHECKING:
+    from subspace_probe.guard.guard import LatentGuard
 
 FORMAT = "subspace-probe/guard-scores/1"
 INSTEAD = "Choose another file, or write over it (--fresh)."
 
 
-def score_file(scoring: Scoring, source: BinaryIO, out: Path, *, key: str, fresh: bool = False) -> Counts:
+def score_file(scoring: Scoring, source: Source, out: Path, *, key: str, fresh: bool = False) -> Counts:
     """Judge every line of a stream into a file, going on where an earlier run into that file ended.
 
     Args:
@@ -72,7 +74,7 @@ def score_file(scoring: Scoring, source: BinaryIO, out: Path, *, key: str, fresh
     return counts
 
 
-def guard_key(guard: LatentGuard) -> str:
+def guard_key(guard: "LatentGuard") -> str:
     """Equal for guards that say the same of every prompt: what it is, its numbers, and the weights that it reads."""
     parts = {"probe": guard.probe.tensors()}
     parts |= {} if guard.gate is None else {"gate": guard.gate.tensors()}
