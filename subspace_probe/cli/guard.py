@@ -22,6 +22,9 @@ from subspace_probe.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from subspace_probe.core.findings import Finding
     from subspace_probe.core.reports import Report
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.models.hooked import HookedModel
@@ -64,7 +67,8 @@ def evaluate(
 ) -> None:
     """Measure a guard on prompts that it has not seen, beside baselines and controls, and write the report.
 
-    The report is written whatever comes out; the exit code is 1 where something is not as it should be.
+    The report is written whatever comes out; the exit code is 1 where something is not as it should be, or where the
+    rate of false positives that the threshold promises is refuted.
     """
     from subspace_probe.cli.outputs import writable_folder
 
@@ -86,7 +90,8 @@ def evaluate(
         seed=seed,
         progress=PROGRESS.get(),
     )
-    _finish(report, out)
+    promise = [finding for finding in report.findings if finding.name == "fpr.at_threshold"]
+    _finish(report, out, broken=[finding for finding in promise if finding.verdict == "refuted"])
 
 
 @app.command()
@@ -131,12 +136,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _finish(report: "Report", out: Path) -> None:
+def _finish(report: "Report", out: Path, broken: "Sequence[Finding]" = ()) -> None:
     from subspace_probe.cli.outputs import save_report
-    from subspace_probe.cli.terminal import show_report, wrote
+    from subspace_probe.cli.terminal import show_report, warn, wrote
 
     paths = save_report(report, out)
     show_report(report)
+    for finding in broken:
+        warn(f"{finding.name} is {finding.estimate:.3g}: {finding.note or finding.claim}")
     wrote(*paths)
-    if report.failures():
+    if broken or report.failures():
         raise typer.Exit(1)

@@ -89,6 +89,7 @@ def fit(
     """
     from subspace_probe.cli.outputs import writable_folder
     from subspace_probe.cli.terminal import wrote
+    from subspace_probe.core.sites import Site
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.guard.methods import METHODS
     from subspace_probe.guard.probe import LatentProbe
@@ -97,6 +98,7 @@ def fit(
     if no_threshold and negatives is not None:
         raise ConfigError("Both --negatives and --no-threshold were given. Leave one of them out.")
     METHODS.load(method)  # an unknown name ends here
+    Site.parse(f"L0.{stream}")  # and here
     writable_folder(out)
     sure = confidence_of(confidence)
     prompts = open_contrast(contrast, columns=columns, split=split, seed=seed)
@@ -193,8 +195,8 @@ def _require_enough(benign: "Contrast", target_fpr: float, confidence: float | N
 
 def _show(guard: "LatentGuard", parts: "dict[str, Contrast | None]") -> None:
     from subspace_probe.cli.terminal import grid, right
+    from subspace_probe.guard.classifier import USES
     from subspace_probe.guard.examples import examples_of
-    from subspace_probe.guard.guard import USES
 
     head = ["", right("prompts"), right("positive"), right("negative"), right("groups")]
     rows: list[list[str]] = []

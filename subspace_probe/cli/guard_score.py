@@ -122,7 +122,8 @@ def _say(counts: "Counts", target: Path | None) -> None:
 
     bad = f", {counts.bad} could not be judged" if counts.bad else ""
     abstained = f", abstained on {counts.abstained}" if counts.abstained else ""
-    typer.echo(f"{counts.lines} lines: flagged {counts.flagged}{abstained}{bad}.", err=target is None)
+    judged = f"{counts.lines} lines: flagged {counts.flagged}{abstained}{bad}."
+    typer.echo(judged if counts.lines else "Nothing new to judge.", err=target is None)
     if target is not None:
         wrote(target)
 

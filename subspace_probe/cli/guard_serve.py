@@ -2,16 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from subspace_probe.cli.guard_options import Foreign, GuardFolder, OwnModel, open_guard
 from subspace_probe.cli.options import Backend, Device, Dtype, Template
-from subspace_probe.core.errors import ConfigError, MissingExtra, StoreError
-
-EXTRA = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client")
-"""What the server needs beyond the package itself."""
+from subspace_probe.core.errors import ConfigError, StoreError
 
 
 def serve(
@@ -38,27 +35,18 @@ def serve(
 
     A token is never given on the command line, where every user of the machine can read it.
     """
-    start, settings = _server()
+    from subspace_probe.serve.app import serve as start
+    from subspace_probe.serve.settings import ServerSettings
+
     token = _token(token_env, token_file)
-    chosen = settings(host=host, port=port, token=token, max_batch=max_batch, strict=strict, log_prompts=log_prompts)
+    settings = ServerSettings(
+        host=host, port=port, token=token, max_batch=max_batch, strict=strict, log_prompts=log_prompts
+    )
     guard = open_guard(
         folder, model, device=device, dtype=dtype, backend=backend, template=template,
         allow_model_mismatch=allow_model_mismatch,
     )  # fmt: skip
-    start(guard, chosen)
-
-
-def _server() -> tuple[Any, Any]:
-    try:
-        from subspace_probe.serve.app import serve as start
-        from subspace_probe.serve.settings import ServerSettings
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in EXTRA:
-            raise
-        raise MissingExtra(
-            f"The server needs {error.name}, which is not installed. Run: pip install 'subspace-probe[serve]'"
-        ) from None
-    return start, ServerSettings
+    start(guard, settings)
 
 
 def _token(env: str | None, file: Path | None) -> str | None:
