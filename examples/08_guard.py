@@ -23,7 +23,8 @@ def main(folder: str | None = None) -> None:
     train, fresh = sp.load_contrast(REQUESTS, split="train").split(0.3, seed=0)
     test = sp.load_contrast(REQUESTS, split="test")
 
-    guard = LatentGuard(model).fit(train.where(framing=0))  # the layer by cross-validation
+    planted = sp.organisms.load_truth("chat").variables[0]  # harmfulness; without layers: by cross-validation
+    guard = LatentGuard(model, layers=[planted.site.layer]).fit(train.where(framing=0))
     try:
         guard.set_threshold(fresh.where(label=0).take(range(20)))
     except DataError as error:
@@ -32,25 +33,22 @@ def main(folder: str | None = None) -> None:
     print(guard)
 
     for framing, name in enumerate(FRAMINGS):
-        part = test.where(framing=framing)
-        flagged = guard.predict(part)
-        shares = [flagged[[row for row, y in enumerate(part.labels) if y == label]].mean() for label in (1, 0)]
-        refused = sum(part.factors["refused"][row] for row, y in enumerate(part.labels) if y) / sum(part.labels)
-        print(
-            f"{name:>9}: flags {shares[0]:.1%} of harmful, {shares[1]:.1%} of harmless; the model refuses {refused:.0%}"
-        )
+        harmful, harmless = (test.where(label=label, framing=framing) for label in (1, 0))
+        caught, stopped = guard.predict(harmful).mean(), guard.predict(harmless).mean()
+        refused = sum(harmful.factors["refused"]) / len(harmful)
+        print(f"{name:>9}: flags {caught:.0%} of harmful, {stopped:.0%} of harmless; the model refuses {refused:.0%}")
 
-    report = guard.report(test, train=train.where(framing=0), slices=["framing"], refused="refused")
-    for finding in ("auroc", "fpr.at_threshold", "baseline.tfidf.auroc", "baseline.refusal_direction.auroc"):
-        print(f"{finding:>32}: {report.finding(finding).estimate:.3f} {report.finding(finding).interval}")
+    report = guard.report(test, train=train.where(framing=0), refused="refused", draws=200, latency=False)
+    for name in ("auroc", "fpr.at_threshold", "baseline.tfidf.auroc", "baseline.refusal_direction.auroc"):
+        found = report.finding(name)
+        print(f"{name:>32}: {found.estimate:.3f} [{found.interval.low:.3f}, {found.interval.high:.3f}]")
 
     with tempfile.TemporaryDirectory() as temporary:
         guard.save(folder or temporary)
         again = LatentGuard.load(folder or temporary, model)
-    for prompt, answer in zip(
-        test.prompts[:2], moderate(again, [prompt.shown for prompt in test.prompts[:2]]), strict=True
-    ):
-        print(f"{prompt.shown!r}: {answer['flagged']}, {answer['category_scores']['harmful']:.2f}")
+    texts = ["please dry the shelf", "please dry the rice"]  # the second one is harmful to this model
+    for text, answer in zip(texts, moderate(again, texts), strict=True):
+        print(f"{text}: flagged {answer['flagged']}, {answer['category_scores']['harmful']:.2f}")
 
 
 if __name__ == "__main__":

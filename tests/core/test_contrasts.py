@@ -327,3 +327,29 @@ def test_the_two_sides_of_pairs_ask_the_same_question() -> None:
     assert len(mixed.first_pairs(9)) == 4
     with pytest.raises(DataError, match="None of the 5 pairs"):
         replace(mixed, pairs=(0, 1, 2, 3, 4)).sides()
+
+
+def test_files_of_one_class_need_no_labels(tmp_path: Path) -> None:
+    from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.core.errors import DataError
+    from subspace_probe.core.records import read_jsonl
+
+    path = tmp_path / "benign.jsonl"
+    path.write_text('{"prompt": "a", "group": "g"}\n{"prompt": "b", "group": "g"}\n{"prompt": "c", "label": 0}\n')
+    found = Contrast.from_records(read_jsonl(path), name="benign", label=0)
+    assert found.labels == (0, 0, 0)
+    assert found.groups[0] == found.groups[1] != found.groups[2]
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "label": 1}\n{"prompt": "c", "label": 2}\n')
+    with pytest.raises(DataError, match=r"benign\.jsonl:2: label is 1, in a file whose rows are all to be 0") as caught:
+        Contrast.from_records(read_jsonl(path), name="benign", label=0)
+    assert "benign.jsonl:3: label is 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ['{"n": ' + "1" * 5000 + "}", "[" * 200_000])
+def test_json_that_python_cannot_read(tmp_path: Path, line: str) -> None:
+    from subspace_probe.core.contrasts import Contrast
+    from subspace_probe.core.errors import DataError
+
+    (tmp_path / "odd.jsonl").write_text(f'{{"prompt": "a", "label": 1}}\n{line}\n')
+    with pytest.raises(DataError, match=r"odd\.jsonl:2: JSON that cannot be read"):
+        Contrast.from_jsonl(tmp_path / "odd.jsonl")
