@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.models.hooked import HookedModel
 
+Slices = Annotated[str, typer.Option(help="Columns to report by, with commas.")]
+
 app = typer.Typer(no_args_is_help=True, help="A guard that reads the model's own states: fit, measure, use, serve.")
 app.command("fit")(guard_fit.fit)
 app.command("threshold")(guard_fit.threshold)
@@ -52,7 +54,7 @@ def evaluate(
         str | None,
         typer.Option(help="Benign prompts that look harmful; needs no labels.", rich_help_panel=PROMPTS),
     ] = None,
-    slices: Annotated[str, typer.Option(help="Columns to report by, with commas.")] = "",
+    slices: Slices = "",
     source: Annotated[str | None, typer.Option(help="Column that says where a prompt comes from.")] = None,
     refused: Annotated[str | None, typer.Option(help="Column of --train that says what the model refused.")] = None,
     columns: ColumnNames = None,
@@ -100,6 +102,7 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="DIR", help="Another one.")],
     contrast: ContrastName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("guard-comparison"),
+    slices: Slices = "",
     columns: ColumnNames = None,
     split: Split = None,
     model: OwnModel = None,
@@ -129,7 +132,9 @@ def compare(
         )  # fmt: skip
 
     one = opened(first, model)
-    _finish(compare_guards(one, opened(second, one.model if same else None), prompts, seed=seed), out)
+    other = opened(second, one.model if same else None)
+    names = (str(first), str(second))
+    _finish(compare_guards(one, other, prompts, slices=_names(slices), names=names, seed=seed), out)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -342,8 +343,8 @@ def test_eval_ends_with_1_where_the_threshold_breaks_its_promise(
     from subspace_probe.core.findings import Finding
     from subspace_probe.core.reports import Provenance, Report
 
-    for verdict, code in (("refuted", 1), ("supported", 0)):
-        finding = Finding("fpr.at_threshold", "it keeps its promise", 0.2, verdict=verdict)
+    found = Finding("fpr.at_threshold", "it keeps its promise", 0.2)
+    for finding, code in ((replace(found, verdict="refuted"), 1), (replace(found, verdict="supported"), 0)):
         report = Report("latent_guard", (finding,), {}, Provenance.now(model="m", seconds=1.0))
         monkeypatch.setattr(subspace_probe.guard.guard, "guard_report", lambda *_, report=report, **__: report)
         result = cli("guard", "eval", made / "g", "-c", made / "test.jsonl", "-q")
@@ -352,12 +353,14 @@ def test_eval_ends_with_1_where_the_threshold_breaks_its_promise(
 
 
 def test_compare_loads_the_model_once(cli: Cli, made: Path, heard: dict[str, Any]) -> None:
-    result = cli("guard", "compare", made / "g", made / "g", "-c", made / "test.jsonl", "-o", "r", "-q")
+    two = (made / "g", made / "g")
+    result = cli("guard", "compare", *two, "-c", made / "test.jsonl", "--slices", "id", "-o", "r", "-q")
     assert result.exit_code == 1, result.output
     first, second, contrast = heard["given"][:3]
     assert first is not second
     assert first.model is second.model
     assert len(contrast) == 80
+    assert (heard["slices"], heard["names"]) == (("id",), (str(made / "g"), str(made / "g")))
     assert Path("r/report.json").is_file()
 
 
