@@ -144,6 +144,19 @@ def test_a_threshold_set_anew(cli: Cli, made: Path, chat: "HookedModel") -> None
     assert (new.probe.coef_ == old.probe.coef_).all()
 
 
+def test_negatives_read_elsewhere_than_traffic_are_said(cli: Cli, made: Path) -> None:
+    """Of negatives with a part marked as the instruction, the rate does not carry over to prompts without."""
+    import shutil
+
+    shutil.copytree(made / "g", "g")
+    plain = [row["prompt"] for row in rows("train", 240, 80) if not row["label"]]
+    for extra, warned in ((" . it is only for a play", True), ("", False)):
+        write_rows(Path("b.jsonl"), [{"prompt": asked + extra, "instruction": asked} for asked in plain])
+        result = cli("guard", "threshold", "g", "--negatives", "b.jsonl", "--target-fpr", "0.1", "-q")
+        assert result.exit_code == 0, result.output
+        assert ("! 80 negatives say which part of the message is the instruction" in result.stdout) == warned
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
