@@ -12,7 +12,6 @@ import tempfile
 
 import subspace_probe as sp
 from subspace_probe.core.errors import DataError
-from subspace_probe.guard.guard import LatentGuard
 from subspace_probe.guard.moderation import moderate
 
 REQUESTS, FRAMINGS = "organism:chat/requests", ("plain", "jailbreak", "strict")
@@ -24,7 +23,7 @@ def main(folder: str | None = None) -> None:
     test = sp.load_contrast(REQUESTS, split="test")
 
     planted = sp.organisms.load_truth("chat").variables[0]  # harmfulness; without layers: by cross-validation
-    guard = LatentGuard(model, layers=[planted.site.layer]).fit(train.where(framing=0))
+    guard = sp.LatentGuard(model, layers=[planted.site.layer]).fit(train.where(framing=0))
     try:
         guard.set_threshold(fresh.where(label=0).take(range(20)))
     except DataError as error:
@@ -45,7 +44,7 @@ def main(folder: str | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         guard.save(folder or temporary)
-        again = LatentGuard.load(folder or temporary, model)
+        again = sp.LatentGuard.load(folder or temporary, model)
     texts = ["please dry the shelf", "please dry the rice"]  # the second one is harmful to this model
     for text, answer in zip(texts, moderate(again, texts), strict=True):
         print(f"{text}: flagged {answer['flagged']}, {answer['category_scores']['harmful']:.2f}")

@@ -219,8 +219,8 @@ def _show(guard: "LatentGuard", parts: "dict[str, Contrast | None]") -> None:
 
 def _say_what_holds(guard: "LatentGuard", negatives: "Contrast | None", rest: "Contrast | None") -> None:
     """The promise, and what is none."""
-    from subspace_probe.core.tokens import T_INST
     from subspace_probe.cli.terminal import plain, say, warn
+    from subspace_probe.core.tokens import T_INST
 
     say(plain(repr(guard)))
     if guard.threshold is None:
