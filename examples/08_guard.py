@@ -22,8 +22,7 @@ def main(folder: str | None = None) -> None:
     train, fresh = sp.load_contrast(REQUESTS, split="train").split(0.3, seed=0)
     test = sp.load_contrast(REQUESTS, split="test")
 
-    planted = sp.organisms.load_truth("chat").variables[0]  # harmfulness; without layers: by cross-validation
-    guard = sp.LatentGuard(model, layers=[planted.site.layer]).fit(train.where(framing=0))
+    guard = sp.LatentGuard(model).fit(train.where(framing=0))  # the layer by cross-validation on these alone
     try:
         guard.set_threshold(fresh.where(label=0).take(range(20)))
     except DataError as error:

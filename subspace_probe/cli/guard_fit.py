@@ -120,7 +120,7 @@ def fit(
         made.set_threshold(benign, target_fpr=target_fpr, confidence=sure)
     made.save(out)
     _show(made, {"fit": parts.fit, "calibrate": parts.calibrate, "threshold": benign})
-    _say_what_holds(made, benign, parts.threshold)
+    _say_what_holds(made, parts.threshold)
     wrote(out / "guard.json", out / "guard.safetensors")
 
 
@@ -153,7 +153,7 @@ def threshold(
     )  # fmt: skip
     made.set_threshold(benign, target_fpr=target_fpr, confidence=sure).save(folder)
     _show(made, {"threshold": benign})
-    _say_what_holds(made, benign, None)
+    _say_what_holds(made, None)
     wrote(folder / "guard.json", folder / "guard.safetensors")
 
 
@@ -217,7 +217,7 @@ def _show(guard: "LatentGuard", parts: "dict[str, Contrast | None]") -> None:
         grid(head, rows)
 
 
-def _say_what_holds(guard: "LatentGuard", negatives: "Contrast | None", rest: "Contrast | None") -> None:
+def _say_what_holds(guard: "LatentGuard", rest: "Contrast | None") -> None:
     """The promise, and what is none."""
     from subspace_probe.cli.terminal import plain, say, warn
     from subspace_probe.core.tokens import T_INST
@@ -227,10 +227,10 @@ def _say_what_holds(guard: "LatentGuard", negatives: "Contrast | None", rest: "C
         warn("No threshold: it flags above the probe's own boundary, and no rate of false positives is promised.")
     elif guard.threshold.confidence is None:
         warn("The rate holds on average over such sets of negatives; for this one it may be higher, up to the bound.")
-    marked = [p for p in negatives.prompts if p.instruction not in (None, p.shown)] if negatives is not None else []
+    marked = 0 if guard.threshold is None else guard.threshold.marked
     if marked and guard.where.anchor == T_INST.anchor:
         warn(
-            f"{len(marked)} negatives say which part of the message is the instruction, and it is read at that part's "
+            f"{marked} negatives say which part of the message is the instruction, and it is read at that part's "
             "end. Prompts that come without are read at the end of the message, where the rate is another."
         )
     if guard.calibration is None:

@@ -60,6 +60,8 @@ def atomic_folder(path: Path) -> Generator[Path]:
     try:
         yield partial
         for file in partial.iterdir():
+            if file.is_file():
+                file.chmod(0o644)  # some writers let the owner alone read what they wrote
             file.replace(path / file.name)
         done = True
     finally:

@@ -49,6 +49,12 @@ class Prompt:
         source = self.messages[-1]["content"] if self.messages else self.text
         if not source.strip():
             raise DataError("A prompt is empty or only white space.")
+        try:
+            source.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"A prompt holds half of a surrogate pair, which is no text: {source!r}. Read its file as UTF-8."
+            ) from None
         if self.instruction is not None and (not self.instruction.strip() or self.instruction not in source):
             raise DataError(f"The instruction {self.instruction!r} is not part of the last user message {source!r}.")
 

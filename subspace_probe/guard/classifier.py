@@ -1,7 +1,7 @@
 """What a guard does by itself: fitting, calibrating, setting a threshold, judging. `guard.LatentGuard` adds files."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -177,7 +177,7 @@ class GuardClassifier:
             groups=examples.groups if examples.grouped else None,
         )
         self.use("threshold", examples)
-        return made
+        return replace(made, marked=examples.marked)
 
     def use(self, purpose: str, examples: Examples) -> None:
         """Record that the guard is made from these prompts too: "fit", "calibrate" or "threshold"."""

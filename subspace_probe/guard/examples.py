@@ -55,6 +55,11 @@ class Examples:
             raise DataError(f"All {len(self.y)} prompts have the label {self.y[0]}. Give prompts of both classes.")
         return self.y
 
+    @property
+    def marked(self) -> int:
+        """How many prompts say that only a part of their message is the instruction."""
+        return sum(prompt.instruction not in (None, prompt.shown) for prompt in self.prompts)
+
     def keys(self) -> tuple[str, ...]:
         """A hash of each prompt's text, case and white space aside: tells prompts that were used from fresh ones."""
         return tuple(_key(prompt) for prompt in self.prompts)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subspace_probe.core.errors import BackendError
+from subspace_probe.guard.examples import Item
 from subspace_probe.guard.judgements import Judgement
 from subspace_probe.guard.protocols import Judge
 
@@ -30,7 +31,7 @@ CANONICAL: tuple[str, ...] = (
 """OpenAI's categories; stricter clients refuse an answer without one of them."""
 
 
-def moderate(guard: Judge, inputs: Sequence[str], *, strict: bool = False) -> list[dict[str, Any]]:
+def moderate(guard: Judge, inputs: Sequence[Item], *, strict: bool = False) -> list[dict[str, Any]]:
     """One OpenAI-shaped result an input, in order.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from subspace_probe.guard.examples import Item
 from subspace_probe.guard.judgements import Judgement, TokenScores
 
 
@@ -10,7 +11,7 @@ from subspace_probe.guard.judgements import Judgement, TokenScores
 class Judge(Protocol):
     """What can stand behind a server: a fitted guard, or anything that answers like one."""
 
-    def judge(self, X: Sequence[str], /) -> list[Judgement]:
+    def judge(self, X: Sequence[Item], /) -> list[Judgement]:
         """One judgement a prompt, in order."""
         ...
 

@@ -36,6 +36,8 @@ class Threshold:
             never below the mean over groups of the share of prompts.
         false_positives: how many of the n lie above it.
         bound: upper bound of the rate, at `confidence` (at 0.95 where that is None).
+        marked: prompts among them that said which part of their message is the instruction. What arrives without is
+            read at the end of the message, where the rate is another.
     """
 
     value: float
@@ -45,6 +47,7 @@ class Threshold:
     grouped: bool
     false_positives: int
     bound: float
+    marked: int = 0
 
     @property
     def level(self) -> float:

@@ -70,9 +70,9 @@ def test_the_layer_is_chosen_on_the_fit_data_alone(chat: "HookedModel", guard: "
 
     assert set(guard.layer_scores) == set(range(chat.spec.n_layers))
     assert guard.layers == (chosen_layer(guard.layer_scores),)
-    near = {0: LayerScore(1.0, 0.1, 0.7), 1: LayerScore(2.0, 0.1, 0.8), 2: LayerScore(2.1, 0.15, 0.8)}
+    near = {0: LayerScore(0.7, 0.01), 1: LayerScore(0.8, 0.01), 2: LayerScore(0.81, 0.015)}
     assert chosen_layer(near) == 1
-    assert chosen_layer({**near, 2: LayerScore(2.1, 0.05, 0.8)}) == 2
+    assert chosen_layer({**near, 2: LayerScore(0.81, 0.005)}) == 2
 
 
 def test_layer_scores_are_those_of_a_naive_computation() -> None:
@@ -87,16 +87,12 @@ def test_layer_scores_are_those_of_a_naive_computation() -> None:
     rows = rng.normal(size=(120, 6))
     rows[:, 0] += 1.5 * y
     found = layer_scores(LatentProbe("mean_difference"), {7: rows}, y, groups, None, seed=3)[7]
-    separations, aurocs = [], []
+    aurocs = []
     for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=3).split(rows, y, groups):
         w = rows[train][y[train] == 1].mean(0) - rows[train][y[train] == 0].mean(0)
-        s = rows[test] @ w
-        pos, neg = s[y[test] == 1], s[y[test] == 0]
-        separations.append((pos.mean() - neg.mean()) / np.sqrt((pos.var() + neg.var()) / 2))
-        aurocs.append(roc_auc_score(y[test], s))
-    assert found.separation == pytest.approx(np.mean(separations))
-    assert found.error == pytest.approx(np.std(separations, ddof=1) / 5**0.5)
+        aurocs.append(roc_auc_score(y[test], rows[test] @ w))
     assert found.auroc == pytest.approx(np.mean(aurocs))
+    assert found.error == pytest.approx(np.std(aurocs, ddof=1) / 5**0.5)
 
 
 # ----------------------------------------------------------------------------------------------------- what it promises
