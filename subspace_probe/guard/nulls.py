@@ -35,9 +35,14 @@ class Nulls:
 
     @classmethod
     def of(
-        cls, guard: GuardClassifier, train: Contrast, states: Float64[np.ndarray, "t f"], rows: Float64[np.ndarray, "n f"],
-        *, seed: int,
-    ) -> "Nulls":  # fmt: skip
+        cls,
+        guard: GuardClassifier,
+        train: Contrast,
+        states: Float64[np.ndarray, "t f"],
+        rows: Float64[np.ndarray, "n f"],
+        *,
+        seed: int,
+    ) -> "Nulls":
         """Draw them.
 
         Activations vary along few directions, so isotropic directions would be too weak a null; and the covariance
