@@ -25,7 +25,7 @@ def parts() -> "tuple[Contrast, Contrast, Contrast]":
     import subspace_probe as sp
 
     train, test, val = (sp.load_contrast("organism:chat/requests", split=s, n=n) for s, n in zip(
-        ("train", "test", "val"), (900, 300, 360), strict=True))  # fmt: skip
+        ("train", "test", "val"), (900, 480, 360), strict=True))  # fmt: skip
     return train.where(framing=0), test, val.where(label=0)
 
 
@@ -34,7 +34,7 @@ def guard(chat: "HookedModel", parts: "tuple[Contrast, Contrast, Contrast]") -> 
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.guard.probe import LatentProbe
 
-    made = LatentGuard(chat, LatentProbe("mean_difference"), layers=[1]).fit(parts[0])
+    made = LatentGuard(chat, LatentProbe("lda"), layers=[3]).fit(parts[0])
     return made.set_threshold(parts[2], target_fpr=0.1, confidence=0.9)
 
 
@@ -106,7 +106,7 @@ def test_tables_draw_and_say_what_was_found(report: "Report") -> None:
     assert held["fpr"] == report.finding("fpr.at_threshold").estimate
     timed = report.finding("latency.own_pass.ratio")
     assert timed.estimate > 0
-    assert "0.500 of the blocks" in timed.note
+    assert "1.000 of the blocks" in timed.note
 
 
 def test_labels_that_mean_nothing_support_nothing(chat: "HookedModel", parts: "tuple[Contrast, ...]") -> None:
