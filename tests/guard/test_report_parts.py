@@ -272,3 +272,20 @@ def test_two_guards_are_compared_on_the_same_draws(chat: "HookedModel") -> None:
     turned = compare_guards(bad, good, test, draws=300).finding("difference.auroc")
     assert turned.estimate == -gap.estimate
     assert turned.verdict == "refuted"
+
+
+def test_another_template_is_read_at_the_same_word(chat: "HookedModel") -> None:
+    from subspace_probe.core.prompts import Prompt, asking
+    from subspace_probe.core.tokens import LAST, T_INST
+    from subspace_probe.guard.controls import WRAPPER, bare
+
+    turns = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "well . wash the lamp . now"})
+    prompt = Prompt(messages=turns, instruction="wash the lamp")
+    assert bare(prompt) == Prompt(text="well . wash the lamp", raw=True)
+
+    def word(shown: Prompt, where: Any) -> int:
+        batch = chat.tokens([shown])
+        return int(batch.ids[0, batch.ids.shape[1] - int(batch.lengths[0]) + int(batch.position(where)[0])])
+
+    assert word(prompt, T_INST) == word(bare(prompt), LAST) == word(asking(prompt, WRAPPER), T_INST)
+    assert word(prompt, LAST) != word(bare(prompt), LAST)  # the control: the template's own last token is another
