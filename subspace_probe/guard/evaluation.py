@@ -170,7 +170,7 @@ class _Trained:
         train.require_both_classes(2)
         measured.require_apart(examples_of(train), "train")
         states = measured.guard.states(train)
-        nulls = Nulls.of(measured.guard, train, states, measured.rows, seed=measured.seed)
+        nulls = Nulls.of(measured.guard, train, states, measured.rows, measured.prompts)
         bag = BagOfWords.fit(train.prompts, train.labels)
         baselines: list[Baseline] = []
         if bag is not None:
@@ -210,7 +210,10 @@ def _noted(findings: Sequence[Finding]) -> list[Finding]:
     if bag is None or bag.interval is None or bag.interval.low > 0:
         return list(findings)
     note = f"a bag of words does as well: its AUROC is {by_name['baseline.tfidf.auroc'].estimate:.3f}"
-    return [replace(finding, note=note) if finding.name == "auroc" else finding for finding in findings]
+    return [
+        replace(finding, note="; ".join(filter(None, (note, finding.note)))) if finding.name == "auroc" else finding
+        for finding in findings
+    ]
 
 
 def _check(train: Contrast | None, needing: Mapping[str, Any], base_rates: Sequence[float]) -> None:

@@ -27,17 +27,23 @@ class Nulls:
 
     Attributes:
         random: along directions drawn from the covariance of the training states within classes, shape [k, n].
-        shuffled: by the probe refitted on shuffled training labels, shape [m, n].
+        shuffled: by the probe refitted on shuffled training labels, with shuffled labels of the test prompts too:
+            where labels mean nothing, neither do. Measured by the true ones, a fit to minimal pairs of well separated
+            classes would find the classes, one way round or the other, from any shuffle.
     """
 
     random: Float64[np.ndarray, "k n"]
-    shuffled: Float64[np.ndarray, "m n"]
+    shuffled: tuple[Ranked, ...]
 
     @classmethod
     def of(
-        cls, guard: GuardClassifier, train: Contrast, states: Float64[np.ndarray, "t f"], rows: Float64[np.ndarray, "n f"],
-        *, seed: int,
-    ) -> "Nulls":  # fmt: skip
+        cls,
+        guard: GuardClassifier,
+        train: Contrast,
+        states: Float64[np.ndarray, "t f"],
+        rows: Float64[np.ndarray, "n f"],
+        prompts: GroupDraws,
+    ) -> "Nulls":
         """Draw them.
 
         Activations vary along few directions, so isotropic directions would be too weak a null; and the covariance
@@ -47,12 +53,13 @@ class Nulls:
         Args:
             states: of the training prompts, at the guard's sites.
             rows: of the test prompts.
+            prompts: their labels and groups.
         """
         y, within = np.asarray(train.labels), states.copy()
         for label in (0, 1):
             within[y == label] -= states[y == label].mean(axis=0)
-        mixed = np.random.default_rng(seed).standard_normal((RANDOM, len(states))) @ within
-        return cls(mixed / np.sqrt(len(states)) @ rows.T, _shuffled(guard, train, states, rows, seed))
+        mixed = np.random.default_rng(prompts.seed).standard_normal((RANDOM, len(states))) @ within
+        return cls(mixed / np.sqrt(len(states)) @ rows.T, _shuffled(guard, train, states, rows, prompts))
 
     def range(self, reading: Reading, prompts: GroupDraws, mask: Bool[np.ndarray, " n"] | None = None) -> Interval:
         """The range of a figure under the null that gives more of it.
@@ -60,31 +67,22 @@ class Nulls:
         The sign of a random direction is the one that suits the prompts it is measured on, max(a, 1 - a): its labels
         are known to it, which makes the null stricter.
         """
-        ranges = [
-            range_of(torch.tensor(self.along_random(reading, prompts, mask)), "random directions, of the better sign"),
-            range_of(torch.tensor(_values(self.shuffled, reading, prompts, mask)), "refits on shuffled labels"),
-        ]
+        chosen = np.ones(len(prompts.y), dtype=bool) if mask is None else mask
+        parts = [one for drawn in self.shuffled if (one := drawn.where(chosen)).both]
+        shuffled = torch.tensor([one.value(reading) for one in parts], dtype=torch.float64)
+        random = torch.tensor(self.along_random(reading, prompts, chosen))
+        ranges = [range_of(random, f"{len(random)} random directions, of the better sign")]
+        if len(shuffled):
+            ranges.append(range_of(shuffled, f"{len(shuffled)} refits and tests on shuffled labels"))
         return max(ranges, key=lambda found: found.high)
 
     def along_random(
         self, reading: Reading, prompts: GroupDraws, mask: Bool[np.ndarray, " n"] | None = None
     ) -> Float64[np.ndarray, " k"]:
         """The figure along every random direction, of the better sign."""
-        return _values(self.random, reading, prompts, mask, oriented=True)
-
-
-def _values(
-    scores: Float64[np.ndarray, "k n"],
-    reading: Reading,
-    prompts: GroupDraws,
-    mask: Bool[np.ndarray, " n"] | None,
-    *,
-    oriented: bool = False,
-) -> Float64[np.ndarray, " k"]:
-    chosen = np.ones(len(prompts.y), dtype=bool) if mask is None else mask
-    some = prompts.where(chosen)
-    ranked = [Ranked(row[chosen], some) for row in scores]
-    return np.array([(_oriented(one) if oriented else one).value(reading) for one in ranked])
+        chosen = np.ones(len(prompts.y), dtype=bool) if mask is None else mask
+        some = prompts.where(chosen)
+        return np.array([_oriented(Ranked(row[chosen], some)).value(reading) for row in self.random])
 
 
 def _oriented(ranked: Ranked) -> Ranked:
@@ -96,12 +94,15 @@ def _shuffled(
     train: Contrast,
     states: Float64[np.ndarray, "t f"],
     rows: Float64[np.ndarray, "n f"],
-    seed: int,
-) -> Float64[np.ndarray, "m n"]:
+    prompts: GroupDraws,
+) -> tuple[Ranked, ...]:
     labels, pairs, groups = (torch.tensor(column) for column in (train.labels, train.pairs, train.groups))
-    found: list[Float64[np.ndarray, " n"]] = []
-    for draw in range(SHUFFLES):
-        drawn = exchanged(labels, pairs, groups, seed=seed + draw).numpy()
-        if 0 < drawn.sum() < len(drawn):
-            found.append(cast("LatentProbe", clone(guard.probe)).fit(states, drawn).decision_function(rows))
-    return np.stack(found)
+    tested, sources = torch.tensor(prompts.y.astype(np.int64)), torch.tensor(prompts.groups)
+    found: list[Ranked] = []
+    for seed in range(prompts.seed, prompts.seed + SHUFFLES):
+        fitted = exchanged(labels, pairs, groups, seed=seed).numpy()
+        read = exchanged(tested, sources, sources, seed=seed).numpy().astype(bool)
+        if 0 < fitted.sum() < len(fitted) and 0 < read.sum() < len(read):
+            scores = cast("LatentProbe", clone(guard.probe)).fit(states, fitted).decision_function(rows)
+            found.append(Ranked(scores, replace(prompts, y=read)))
+    return tuple(found)

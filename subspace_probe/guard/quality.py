@@ -29,9 +29,9 @@ def separation_findings(measured: Measured, nulls: Nulls | None) -> list[Finding
     n = len(measured.y)
     found = [
         _read(measured, "auroc", "scores tell positive prompts from negative ones", AUROC, nulls, no_effect=0.5),
-        replace(
+        _with(
             _read(measured, "auprc", "what is flagged first is positive", AUPRC, nulls, no_effect=share),
-            note=f"by chance it is the share of positives, {share:.3g}",
+            f"by chance it is the share of positives, {share:.3g}",
         ),
     ]
     negatives = int((~measured.y).sum())
@@ -44,8 +44,13 @@ def separation_findings(measured: Measured, nulls: Nulls | None) -> list[Finding
         finding = _read(measured, f"tpr.at_fpr_{name}", claim, tpr_at(rate), nulls, no_effect=rate)
         groups = measured.prompts.counts[0]
         note = f"the threshold is set on these very prompts, on {negatives} negatives in {groups} groups"
-        found.append(replace(finding, note=note))
+        found.append(_with(finding, note))
     return found
+
+
+def _with(finding: Finding, note: str) -> Finding:
+    """The finding with a further note."""
+    return replace(finding, note="; ".join(filter(None, (note, finding.note))))
 
 
 def _read(
@@ -54,7 +59,15 @@ def _read(
     ranked = measured.ranked
     null = None if nulls is None else nulls.range(reading, measured.prompts)
     finding = Finding(name, claim, ranked.value(reading), ranked.interval(reading), null, len(measured.y))
-    return finding.judged("above", margin=MARGIN, no_effect=no_effect)
+    return _explained(finding.judged("above", margin=MARGIN, no_effect=no_effect))
+
+
+def _explained(finding: Finding) -> Finding:
+    """Says so where the guard is good, and so is nearly any direction."""
+    null = finding.null
+    if finding.verdict != "inconclusive" or null is None or null.high < finding.estimate - 2 * MARGIN:
+        return finding
+    return replace(finding, note=f"{null.of} reach {null.high:.3f}: these prompts are easily told apart at this site")
 
 
 def slice_findings(measured: Measured, slices: Sequence[Slice], nulls: Nulls | None) -> list[Finding]:
@@ -66,7 +79,7 @@ def slice_findings(measured: Measured, slices: Sequence[Slice], nulls: Nulls | N
         if ranked.both:
             null = None if nulls is None else nulls.range(AUROC, measured.prompts, mask)
             finding = Finding(f"auroc.{part.name}", claim, ranked.value(AUROC), ranked.interval(AUROC), null, n)
-            found.append(finding.judged("above", margin=MARGIN, no_effect=0.5))
+            found.append(_explained(finding.judged("above", margin=MARGIN, no_effect=0.5)))
         else:
             only = "positive" if ranked.y.any() else "negative"
             note = f"only {only} prompts here"

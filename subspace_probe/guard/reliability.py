@@ -26,9 +26,10 @@ class Bins:
     def of(cls, probabilities: Float64[np.ndarray, " n"], bins: int = BINS) -> "Bins":
         """Bins by rank."""
         n = len(probabilities)
-        falling = np.sort(probabilities)
-        first = np.searchsorted(falling, probabilities, side="left")  # ties go where the first of them falls
-        _, index = np.unique(first * min(bins, n) // n, return_inverse=True)
+        rising = np.sort(probabilities)
+        ends = [np.searchsorted(rising, probabilities, side=side) for side in ("left", "right")]
+        middle = (ends[0] + ends[1] - 1) // 2  # ties go where the middle one of them falls
+        _, index = np.unique(middle * min(bins, n) // n, return_inverse=True)
         return cls(index, int(index.max()) + 1)
 
     def sums(self, values: Float64[np.ndarray, "draws n"]) -> Float64[np.ndarray, "draws bins"]:
