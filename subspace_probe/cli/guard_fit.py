@@ -208,11 +208,11 @@ def _show(guard: "LatentGuard", parts: "dict[str, Contrast | None]") -> None:
         groups = len(set(examples_of(part).groups.tolist()))
         rows.append([USES[use], *map(str, (len(part), positives, len(part) - positives, groups))])
     grid(head, rows)
-    head = ["layer", right("d' on held-out folds"), right("standard error"), right("AUROC"), ""]
+    head = ["layer", right("AUROC on held-out folds"), right("standard error"), ""]
     rows = []
     for layer, score in guard.layer_scores.items():
         chosen = "chosen" if layer in guard.layers else ""
-        rows.append([str(layer), f"{score.separation:.2f}", f"{score.error:.2f}", f"{score.auroc:.3f}", chosen])
+        rows.append([str(layer), f"{score.auroc:.3f}", f"{score.error:.3f}", chosen])
     if rows:
         grid(head, rows)
 
