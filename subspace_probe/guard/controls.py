@@ -13,7 +13,7 @@ from subspace_probe.core.prompts import Prompt, asking
 from subspace_probe.core.reports import Table
 from subspace_probe.core.tokens import LAST, T_INST
 from subspace_probe.guard.baselines import BagOfWords
-from subspace_probe.guard.masking import counted, keywords_of, others, replaced, stand_ins
+from subspace_probe.guard.masking import KEYWORDS, counted, keywords_of, others, replaced, stand_ins
 from subspace_probe.guard.measured import Measured
 from subspace_probe.guard.ranked import AUROC
 
@@ -52,7 +52,7 @@ def keyword_control(
     measured: Measured, bag: BagOfWords, keywords: Literal["auto"] | Sequence[str]
 ) -> tuple[list[Finding], list[Control]]:
     """The test prompts with the words that speak most for the positive class replaced by neutral ones."""
-    words = keywords_of(bag) if isinstance(keywords, str) else tuple(word.lower() for word in keywords)
+    words = _telling(measured, bag) if isinstance(keywords, str) else tuple(word.lower() for word in keywords)
     prompts, before = measured.examples.prompts, measured.ranked.value(AUROC)
     counts = counted(prompts)
     times = sum(counts[word] for word in words)
@@ -70,6 +70,18 @@ def keyword_control(
     )
     judged = finding.judged("above", margin=MARGIN, no_effect=0.5)
     return [replace(judged, note=note), _replacement_works(measured, bag, words)], found
+
+
+def _telling(measured: Measured, bag: BagOfWords) -> tuple[str, ...]:
+    """The words that a bag of words goes by: fifty, and twice as many until it loses half of what it had."""
+    prompts, n = measured.examples.prompts, KEYWORDS
+    before = measured.rank(bag.scores(prompts)).value(AUROC)
+    while True:
+        words = keywords_of(bag, n)
+        left = measured.rank(bag.scores(_without(prompts, words, bag))).value(AUROC)
+        if len(words) < n or left - 0.5 <= (before - 0.5) / 2:
+            return words
+        n *= 2
 
 
 def _replacement_works(measured: Measured, bag: BagOfWords, words: Sequence[str]) -> Finding:

@@ -81,7 +81,7 @@ def guard_report(
         source: a factor of both contrasts: the probe is refitted without each value and measured on it.
         base_rates: shares of positives in traffic, for which the worth of a flag is stated.
         refused: a factor of `train`, 1 where the model refused; gives the refusal direction.
-        keywords: words to replace; "auto" takes the fifty that a bag of words goes by.
+        keywords: words to replace; "auto" takes those that a bag of words goes by.
         latency: whether to time it.
         draws: of the bootstrap.
 

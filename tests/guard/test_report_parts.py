@@ -289,3 +289,26 @@ def test_another_template_is_read_at_the_same_word(chat: "HookedModel") -> None:
 
     assert word(prompt, T_INST) == word(bare(prompt), LAST) == word(asking(prompt, WRAPPER), T_INST)
     assert word(prompt, LAST) != word(bare(prompt), LAST)  # the control: the template's own last token is another
+
+
+def test_words_are_replaced_until_a_bag_of_words_is_lost(chat: "HookedModel") -> None:
+    from subspace_probe.guard.baselines import BagOfWords
+    from subspace_probe.guard.controls import keyword_control
+
+    rng = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(300)]
+
+    def drawn(n: int) -> "Contrast":
+        y = np.arange(n) % 2
+        telling = [rng.choice(words[150:] if label else words[:150], size=3) for label in y]
+        return contrast_of([" ".join([*rng.choice(words[:150], size=9), *more]) for more in telling], y)
+
+    train, test = drawn(400), drawn(200)
+    guard = numbers_guard(chat, lambda prompts: [[len(p.text)] for p in prompts], train)
+    bag = BagOfWords.fit(train.prompts, train.labels)
+    assert bag is not None
+    found = by_name(keyword_control(measured(guard, test), bag, "auto")[0])
+    assert int(found["control.keyword_masked"].note.split()[0]) > 50
+    few = by_name(keyword_control(measured(guard, test), bag, words[150:170])[0])  # the control: twenty are too few
+    effect = "control.keyword_masked.bag_of_words"
+    assert found[effect].estimate > 0.08 > few[effect].estimate
