@@ -271,7 +271,13 @@ def _expected(finding: Finding, truth: bool) -> Finding:
 
 def _named(findings: Sequence[Finding]) -> list[Finding]:
     """Framings by name instead of number."""
-    return [replace(finding, name=_framing(finding.name)) for finding in findings]
+    return [replace(finding, name=_framing(finding.name), claim=_said(finding.claim)) for finding in findings]
+
+
+def _said(claim: str) -> str:
+    for i, name in enumerate(FRAMINGS):
+        claim = claim.replace(f"where framing = {i}", f"under {name} framing")
+    return claim
 
 
 def _framing(name: str) -> str:
