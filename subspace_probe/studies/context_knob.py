@@ -17,7 +17,7 @@ pairs share a source; and the settings `context_text`, `prior_text` and `base`.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -57,7 +57,7 @@ from subspace_probe.studies.context_knob_tables import (
     written_rows,
 )
 from subspace_probe.studies.context_knob_variants import correlation_findings, correlation_rows, variants
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -287,20 +287,16 @@ def _examined(model: HookedModel, knob: Knob, data: Prompts, config: Config, pro
 def _provenance(
     model: HookedModel, config: Config, data: Prompts, knob: Knob, base: HookedModel | None, began: float
 ) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{data.train.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
-        config={
-            **asdict(config),
+        began=began,
+        more={
             "base": "none" if base is None else base.spec.name,
             "direction": repr(knob.direction),
             "constants": list(knob.values),
         },
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
     )
 
 

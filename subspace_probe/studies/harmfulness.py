@@ -11,7 +11,7 @@ variable: see the checks for what each can and cannot see.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from subspace_probe.core.activations import Activations
@@ -19,7 +19,7 @@ from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.core.findings import Expectation, Finding
 from subspace_probe.core.protocols import Metric
-from subspace_probe.core.reports import Provenance, Report, Table
+from subspace_probe.core.reports import Report, Table
 from subspace_probe.core.sites import Site
 from subspace_probe.core.subspaces import Subspace
 from subspace_probe.core.tokens import T_INST, T_POST_INST, Where
@@ -48,7 +48,7 @@ from subspace_probe.studies.harmfulness_tables import (
     skill_findings,
     summary,
 )
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -185,15 +185,12 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     rows["summary"] = [{"sentence": line} for line in summary(model.spec.name, findings)]
     tables = {name: Table.of(records, ABOUT[name]) for name, records in rows.items()}
     tables |= {"cosines": cosine_table, "selection": published_selection(model, data, refusal_score)}
-    defaults = asdict(Config())
-    provenance = Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    provenance = provenance_of(
+        model,
+        config,
         data=f"{data.train.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
-        config={**asdict(config), "harmfulness": repr(steer_harm), "refusal": repr(steer_refusal)},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"harmfulness": repr(steer_harm), "refusal": repr(steer_refusal)},
     )
     return Report("harmfulness", tuple(findings), tables, provenance)
 

@@ -11,7 +11,7 @@ states where they were.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -36,7 +36,7 @@ from subspace_probe.metrics import metric_for
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.models.selftest import check_positions
 from subspace_probe.studies.harmfulness_prompts import FRAMINGS, Prompts, framings, prompts_for
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -141,15 +141,12 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
 
 
 def _provenance(model: HookedModel, config: Config, data: Prompts, guard: LatentGuard, began: float) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{data.train.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
-        config={**asdict(config), "guard": repr(guard)},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"guard": repr(guard)},
     )
 
 

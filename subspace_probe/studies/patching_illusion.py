@@ -17,7 +17,7 @@ planted into it, and nothing is expected of it.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -52,7 +52,7 @@ from subspace_probe.studies.patching_illusion_tables import (
     stream_findings,
     summary,
 )
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -319,15 +319,12 @@ def _provenance(
     found: Mapping[Site, Mapping[str, Subspace]],
     began: float,
 ) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{train.name}: {len(train)} train, {len(test)} test",
-        config={**asdict(config), "sites": [site.short for site in found]},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"sites": [site.short for site in found]},
     )
 
 

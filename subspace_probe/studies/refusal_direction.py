@@ -11,7 +11,7 @@ which refusal can be controlled need not be all that refusal depends on: the lin
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -51,7 +51,7 @@ from subspace_probe.studies.refusal_direction_tables import (
     weights_finding,
     without_direction,
 )
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -162,15 +162,12 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
 
 
 def _provenance(model: HookedModel, config: Config, data: Prompts, direction: Subspace, began: float) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{data.train.name}: {len(data.train)} train, {len(data.validation)} validation, {len(data.test)} test",
-        config={**asdict(config), "direction": repr(direction)},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"direction": repr(direction)},
     )
 
 

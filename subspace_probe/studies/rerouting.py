@@ -13,7 +13,7 @@ names the tokens of each prompt that may be changed. Not here: attention targets
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from subspace_probe.core.contrasts import Contrast
@@ -45,7 +45,7 @@ from subspace_probe.studies.rerouting_tables import (
     read_findings,
     summary,
 )
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -229,15 +229,12 @@ def _audited(model: HookedModel, ground: Ground, target: HalfSpace, config: Conf
 
 
 def _provenance(model: HookedModel, config: Config, ground: Ground, began: float) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{ground.train.name}: {len(ground.train)} train, {len(ground.moved)} rerouted, {len(ground.clean)} more",
-        config={**asdict(config), "free": ", ".join(map(str, ground.free))},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"free": ", ".join(map(str, ground.free))},
     )
 
 

@@ -12,7 +12,7 @@ for each attribute.
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -47,7 +47,7 @@ from subspace_probe.studies.sae_evaluation_prompts import (
 )
 from subspace_probe.studies.sae_evaluation_tables import summary
 from subspace_probe.studies.sae_evaluation_tests import Arms, approximation, interpretability, sparse_control
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -192,15 +192,12 @@ def _audit(bench: Bench, known: SupervisedDictionary, test: Activations, config:
 
 
 def _provenance(model: HookedModel, config: Config, parts: Parts, site: Site, arms: Arms, began: float) -> Provenance:
-    defaults = asdict(Config())
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=f"{parts.train.name}: {len(parts.train)} train, {len(parts.test)} test",
-        config={**asdict(config), "cross_section": site.short, "saes_used": {k: repr(v) for k, v in arms.saes.items()}},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={"cross_section": site.short, "saes_used": {k: repr(v) for k, v in arms.saes.items()}},
     )
 
 

@@ -24,7 +24,7 @@ the model does not refuse by its words for refusal. Without a contrast only the 
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from subspace_probe.core.contrasts import Contrast
@@ -41,7 +41,7 @@ from subspace_probe.studies.safety_overlap import activation_findings, planted_f
 from subspace_probe.studies.safety_projection import Lineage
 from subspace_probe.studies.safety_trials import Trials, behaviour_findings, projection_findings
 from subspace_probe.studies.safety_truth import known_findings, summary
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 
 
 @final
@@ -221,16 +221,13 @@ def _provenance(
     data: tuple[Contrast, Contrast] | None,
     began: float,
 ) -> Provenance:
-    defaults = asdict(Config())
     shown = "no prompts" if data is None else f"{data[1].name}: {len(data[0])} validation, {len(data[1])} test"
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
+    return provenance_of(
+        model,
+        config,
         data=shown,
-        config={**asdict(config), **{stage: checkpoint.name for stage, checkpoint in checkpoints.items()}},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
+        began=began,
+        more={stage: checkpoint.name for stage, checkpoint in checkpoints.items()},
     )
 
 

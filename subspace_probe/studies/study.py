@@ -1,10 +1,12 @@
 """What a study is: settings, and one function from a model to a report."""
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
-from subspace_probe.core.reports import Report
+from subspace_probe.core.reports import Provenance, Report
+from subspace_probe.models.hooked import HookedModel
 
 
 @final
@@ -28,3 +30,24 @@ class Study:
     run: Callable[..., Report]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     organisms: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def provenance_of(model: HookedModel, config: Any, *, data: str, began: float, more: Mapping[str, Any]) -> Provenance:
+    """Where a study's report comes from.
+
+    Args:
+        config: the study's settings, a dataclass with a `seed` whose fields all have defaults.
+        data: the prompts, in words.
+        began: `time.monotonic()` at the start.
+        more: what the study found out about its own settings, such as the direction it chose.
+    """
+    settings, defaults = asdict(config), asdict(type(config)())
+    return Provenance.now(
+        model=model.spec.name,
+        fingerprint=model.fingerprint,
+        data=data,
+        config={**settings, **more},
+        given=tuple(name for name, value in settings.items() if defaults[name] != value),
+        seed=config.seed,
+        seconds=round(time.monotonic() - began, 1),
+    )

@@ -23,7 +23,7 @@ On a model of one's own: prompts with `answer`, `label` (1 forget, 0 keep) and w
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -52,7 +52,7 @@ from subspace_probe.linalg.bases import random_subspace
 from subspace_probe.metrics.answers import Accuracy
 from subspace_probe.models.hooked import HookedModel
 from subspace_probe.organisms.autoencoders import autoencoder_path
-from subspace_probe.studies.study import Study
+from subspace_probe.studies.study import Study, provenance_of
 from subspace_probe.studies.unlearning_answers import Answers
 from subspace_probe.studies.unlearning_prompts import Prompts, prompts_for
 from subspace_probe.studies.unlearning_tables import (
@@ -348,18 +348,9 @@ def _span_rows(spans: LatentSpans) -> list[dict[str, Any]]:
 
 
 def _provenance(model: HookedModel, config: Config, data: Prompts, site: Site, began: float) -> Provenance:
-    defaults = asdict(Config())
     counts = (len(part) for part in (data.forget, data.retain, data.forget_test, data.retain_test))
     sizes = "{} to forget, {} to keep; held out {} and {}".format(*counts)
-    return Provenance.now(
-        model=model.spec.name,
-        fingerprint=model.fingerprint,
-        data=f"{data.name}: {sizes}",
-        config={**asdict(config), "site": site.short},
-        given=tuple(name for name, value in asdict(config).items() if defaults[name] != value),
-        seed=config.seed,
-        seconds=round(time.monotonic() - began, 1),
-    )
+    return provenance_of(model, config, data=f"{data.name}: {sizes}", began=began, more={"site": site.short})
 
 
 STUDY = Study(
