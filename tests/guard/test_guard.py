@@ -319,12 +319,18 @@ def test_a_guard_for_another_model_or_template_is_refused(
     import subspace_probe as sp
     from subspace_probe.core.errors import StaleStore, StoreError
     from subspace_probe.guard.guard import LatentGuard
+    from subspace_probe.interventions.relearning import relearn
 
     guard.save(tmp_path / "guard")
-    base = sp.load_model("organism:chat-base")
+    asked = _requests("train", 8, framing=0).map(lambda prompt: replace(prompt, answer="sure", foil=None))
+    tuned = relearn(chat, asked.prompts, steps=2)
     with pytest.raises(StaleStore, match="other weights"):
-        LatentGuard.load(tmp_path / "guard", base)
-    assert LatentGuard.load(tmp_path / "guard", base, allow_model_mismatch=True).layers == guard.layers
+        LatentGuard.load(tmp_path / "guard", tuned)
+    loaded = LatentGuard.load(tmp_path / "guard", tuned, allow_model_mismatch=True)
+    test = _requests("test", 64)
+    np.testing.assert_array_equal(loaded.decision_function(test), guard.on(tuned).decision_function(test))
+    assert abs(loaded.decision_function(test) - guard.decision_function(test)).max() > 0.01
+    assert _auroc(loaded, test) >= 0.95
     tokenizer = copy.deepcopy(chat.tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}<assistant>"
     other = sp.load_model(chat.backend.hf, tokenizer=tokenizer)
