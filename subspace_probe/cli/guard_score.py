@@ -65,7 +65,9 @@ def score(
                 if target is None:
                     counts = score_stream(scoring, source, typer.get_binary_stream("stdout"))
                 else:
-                    counts = score_file(scoring, source, target, key=guard_key(guard), fresh=fresh)
+                    counts = score_file(
+                        scoring, source, target, key=guard_key(guard, roles, skip_bad=skip_bad), fresh=fresh
+                    )
             except KeyboardInterrupt:
                 _say_interrupted(target)
                 raise typer.Exit(130) from None

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from subspace_probe.core.errors import StaleStore, StoreError, SubspaceProbeErro
 from subspace_probe.core.files import atomic_folder
 from subspace_probe.core.plain import plain
 from subspace_probe.core.reports import installed_versions
+from subspace_probe.guard import reading
 from subspace_probe.guard.calibration import Calibration
 from subspace_probe.guard.classifier import G, GuardClassifier
 from subspace_probe.guard.layer_choice import LayerScore
@@ -25,6 +26,18 @@ from subspace_probe.guard.thresholds import Threshold
 from subspace_probe.models.hooked import HookedModel
 
 FORMAT = "subspace-probe/guard/1"
+
+
+@final
+@dataclass(frozen=True)
+class _Shape:
+    """The size of the model in guard.json."""
+
+    name: str
+    n_layers: int
+    d_model: int
+
+
 JSON, TENSORS = "guard.json", "guard.safetensors"
 
 
@@ -89,6 +102,7 @@ def load_guard(kind: type[G], folder: Path, model: HookedModel, *, allow_model_m
     except (OSError, SafetensorError) as error:
         raise StoreError(f"Cannot read the guard's numbers, {str(folder / TENSORS)!r}: {error}.") from None
     try:
+        reading.require_like(_Shape(body["model"], body["n_layers"], body["d_model"]), body["template"], model)
         guard = _guard(kind, body, tensors, model)
     except SubspaceProbeError:
         raise
@@ -102,7 +116,6 @@ def _guard(kind: type[G], body: Mapping[str, Any], tensors: Mapping[str, NDArray
     def part(name: str) -> dict[str, NDArray[Any]]:
         return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
-    _require_shape(body, model)
     guard = kind(model, stream=body["stream"], layers=body["layers"], where=body["where"], category=body["category"])
     guard.probe = LatentProbe.from_tensors(body["probe"], part("probe"))
     guard.gate = None if body["gate"] is None else ResidualGate.from_tensors(body["gate"], part("gate"))
@@ -111,34 +124,22 @@ def _guard(kind: type[G], body: Mapping[str, Any], tensors: Mapping[str, NDArray
     guard.calibration = None if body["calibrated"] is None else Calibration(body["calibrated"], part("calibration"))
     guard.threshold = None if body["threshold"] is None else Threshold(**body["threshold"])
     guard.seen = {use: frozenset(keys) for use, keys in body["seen"].items()}
-    guard.fitted_on = body["fingerprint"]
+    guard.fitted_on, guard.fitted_name, guard.nuisance = body["fingerprint"], body["model"], body["nuisance"]
     if body["streaming"] is not None:
         guard.streaming = Streaming.of(body["streaming"], part("streaming"))
     return guard
 
 
-def _require_shape(body: Mapping[str, Any], model: HookedModel) -> None:
-    known = (body["n_layers"], body["d_model"])
-    if known != (model.spec.n_layers, model.spec.d_model):
-        raise StaleStore(
-            f"The guard was made for {body['model']} with {known[0]} layers of width {known[1]}, and {model.spec.name} "
-            f"has {model.spec.n_layers} of width {model.spec.d_model}. Load the guard's own model, or fit a new guard."
-        )
-
-
 def _require_model(
     guard: GuardClassifier, body: Mapping[str, Any], model: HookedModel, *, allow_model_mismatch: bool
 ) -> None:
-    found = guard.describe()["template"]
-    if found != body["template"]:
+    """That the guard's promise, or where it has none its probe, was made on this very model."""
+    held = guard.threshold
+    wanted = held.fingerprint if held is not None else guard.fitted_on
+    if model.fingerprint != wanted and not allow_model_mismatch:
+        made = "has its threshold from" if held is not None else "was made for"
         raise StaleStore(
-            f"The guard was made for another chat template ({body['template'][:8]}) than {model.spec.name} has now "
-            f"({found[:8]}): what it reads lies in other surroundings. Restore the template or its options "
-            "(template_kwargs), or fit a new guard."
-        )
-    if model.fingerprint != body["fingerprint"] and not allow_model_mismatch:
-        raise StaleStore(
-            f"The guard was made for {body['model']} ({body['fingerprint'][:8]}), and {model.spec.name} has other "
-            f"weights or another vocabulary ({model.fingerprint[:8]}). Load the guard's own model, or pass "
-            "allow_model_mismatch=True (--allow-model-mismatch) and measure anew what it promises."
+            f"The guard {made} {body['model']} ({wanted[:8]}), and {model.spec.name} has other weights or another "
+            f"vocabulary ({model.fingerprint[:8]}). Load the guard's own model, or pass allow_model_mismatch=True "
+            "(--allow-model-mismatch) and set the threshold anew: what it promises holds for those weights."
         )

@@ -1,15 +1,18 @@
 """What a guard does by itself: fitting, calibrating, setting a threshold, judging. `guard.LatentGuard` adds files."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from tqdm.auto import tqdm
 
-from subspace_probe.core.errors import ConfigError, DataError
+from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError, DataError, SmallSampleWarning
 from subspace_probe.core.protocols import ModelSpec
 from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import ALL, Where
@@ -21,12 +24,15 @@ from subspace_probe.guard.layer_choice import LayerScore, chosen_layer, layer_sc
 from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.residual_gate import ResidualGate
 from subspace_probe.guard.stream_rule import Streaming
-from subspace_probe.guard.thresholds import Threshold, threshold_at
+from subspace_probe.guard.thresholds import Threshold, needed, threshold_at
 from subspace_probe.models.hooked import HookedModel
 
 _anew: Callable[..., Any] = clone  # scikit-learn ships no types, and guessed ones are wrong
 Labels = Sequence[int] | NDArray[np.integer]
 G = TypeVar("G", bound="GuardClassifier")
+ROUNDING = 8
+"""What a prompt's score may differ by from batch to batch, in steps of the model's precision times the range of scores;
+in bfloat16 a third of that was seen, in float32 a fiftieth."""
 USES = {"fit": "fitted on", "calibrate": "calibrated on", "threshold": "used to set the threshold"}
 
 
@@ -36,7 +42,7 @@ class GuardClassifier:
     def __init__(
         self,
         model: HookedModel,
-        probe: LatentProbe | None = None,
+        probe: LatentProbe | str | None = None,
         *,
         stream: str = "resid_post",
         layers: Literal["auto"] | Sequence[int] = "auto",
@@ -47,7 +53,7 @@ class GuardClassifier:
         batch_tokens: int = 8192,
     ) -> None:
         self.model = model
-        self.probe: LatentProbe = _anew(probe) if probe is not None else LatentProbe("lda")
+        self.probe: LatentProbe = _anew(probe) if isinstance(probe, LatentProbe) else LatentProbe(probe or "lda")
         self.stream = stream
         self.asked_layers = layers
         self.where = Where.parse(where) if isinstance(where, str) else where or reading.usual_where(model)
@@ -61,7 +67,8 @@ class GuardClassifier:
         self.threshold: Threshold | None = None
         self.streaming: Streaming | None = None
         self.seen: dict[str, frozenset[str]] = {}
-        self.fitted_on = model.fingerprint
+        self.fitted_on, self.fitted_name = model.fingerprint, model.spec.name
+        self.nuisance: str | None = None
         _sites(stream, self._asked(model.spec), model.spec)
 
     # ------------------------------------------------------------------------------------------------------- fitting
@@ -100,8 +107,10 @@ class GuardClassifier:
         probe = _anew(self.probe).set_params(n_layers=len(asked))
         self.probe = probe.fit(chosen, labels, nuisance=examples.nuisance)
         if self.gate is not None:
-            self.gate = _anew(self.gate).fit(chosen[labels == 0])
-        self.layers, self.layer_scores, self.fitted_on = asked, scores, self.model.fingerprint
+            self.gate = _anew(self.gate).fit(chosen[labels == 0], groups=examples.groups[labels == 0])
+        self.layers, self.layer_scores = asked, scores
+        self.fitted_on, self.fitted_name = self.model.fingerprint, self.model.spec.name
+        self.nuisance = None if nuisance is None else nuisance if isinstance(nuisance, str) else "numbers"
         self.calibration = self.threshold = self.streaming = None
         self.seen = {"fit": frozenset(examples.keys())}
         return self
@@ -119,10 +128,10 @@ class GuardClassifier:
             method: "sigmoid", "isotonic" (wants about a thousand prompts) or "temperature".
 
         Raises:
-            DataError: prompts that it was fitted on, or fewer than five of a class.
+            DataError: prompts that it was fitted or its threshold set on, or fewer than five of a class.
         """
         examples = examples_of(X, y)
-        self._require_fresh(examples, "calibrate", ("fit",))
+        self.require_fresh(examples, "calibrate", ("fit", "threshold"))
         scores = self.decide(self._rows(examples, self.sites))
         self.calibration = Calibration.fit(scores, examples.labels, method)
         self.use("calibrate", examples)
@@ -169,15 +178,24 @@ class GuardClassifier:
                 f"A threshold is set on negatives, and {int(examples.y.sum())} of {len(examples.y)} prompts are "
                 "positive. Leave them out: contrast.where(label=0)."
             )
-        self._require_fresh(examples, "threshold", ("fit", "calibrate"))
+        self.require_fresh(examples, "threshold", ("fit", "calibrate"))
+        scores = score(negatives)
         made = threshold_at(
-            score(negatives),
+            scores,
             target_fpr=target_fpr,
             confidence=confidence,
             groups=examples.groups if examples.grouped else None,
+            tolerance=ROUNDING * torch.finfo(self.model.backend.dtype).eps * float(np.ptp(scores)),
         )
+        if (distinct := len(set(examples.keys()))) < needed(target_fpr, confidence):
+            warnings.warn(
+                f"The {len(examples.prompts)} negatives are {distinct} different texts. Copies are evidence only where "
+                "they were drawn as traffic draws them.",
+                SmallSampleWarning,
+                stacklevel=3,
+            )
         self.use("threshold", examples)
-        return replace(made, marked=examples.marked)
+        return replace(made, marked=examples.marked, fingerprint=self.model.fingerprint)
 
     def use(self, purpose: str, examples: Examples) -> None:
         """Record that the guard is made from these prompts too: "fit", "calibrate" or "threshold"."""
@@ -247,10 +265,11 @@ class GuardClassifier:
     def describe(self) -> dict[str, Any]:
         """What the guard is, in plain values: model, probe, position, threshold."""
         return {
-            "model": self.model.spec.name,
+            "model": self.fitted_name,
             "fingerprint": self.fitted_on,
             "template": reading.template_key(self.model),
             "method": self.probe.method,
+            "nuisance": self.nuisance,
             "stream": self.stream,
             "layers": list(self.layers),
             "n_layers": self.model.spec.n_layers,
@@ -263,23 +282,37 @@ class GuardClassifier:
         }
 
     def on(self: G, model: HookedModel) -> G:
-        """The same guard reading another model of the same shape, such as a fine-tuned one."""
+        """The same guard reading another model of the same shape and chat template, such as a fine-tuned one.
+
+        What it promises was measured on the first; `set_threshold` measures it anew.
+
+        Raises:
+            StaleStore: a model of another shape, or with another chat template.
+        """
+        reading.require_like(self.model.spec, reading.template_key(self.model), model)
         other = type(self)(model, stream=self.stream, layers=self.layers, where=self.where, category=self.category)
-        names = (
-            "probe",
-            "gate",
-            "layers",
-            "layer_scores",
-            "calibration",
-            "threshold",
-            "streaming",
-            "seen",
-            "fitted_on",
-        )
-        for name in names:
-            setattr(other, name, getattr(self, name))
-        other.asked_layers, other.seed, other.batch_tokens = self.asked_layers, self.seed, self.batch_tokens
+        vars(other).update({name: value for name, value in vars(self).items() if name != "model"})
         return other
+
+    def refitted(self, rows: NDArray[np.float64], y: NDArray[np.generic], train: Contrast) -> LatentProbe:
+        """The probe as it was fitted, with the nuisance it had, on other rows.
+
+        Args:
+            train: the prompts of the rows; the nuisance is one of its factors.
+
+        Raises:
+            ConfigError: the nuisance came as numbers, or is no factor of these prompts.
+            DataError: what the method needs is not there, such as refused positives.
+        """
+        nuisance = None
+        if self.nuisance is not None:
+            if self.nuisance not in train.factors:
+                raise ConfigError(
+                    f"The guard was fitted with the nuisance {self.nuisance!r}, which {train.name!r} has no factor for, "
+                    "so it cannot be fitted anew on these prompts. Fit it with a factor's name, and give that factor."
+                )
+            nuisance = train.factors[self.nuisance]
+        return _anew(self.probe).fit(rows, y, nuisance=nuisance)
 
     def require_unseen(self, X: Shown, purpose: str) -> None:
         """Check that the guard was not made from any of these prompts.
@@ -287,9 +320,10 @@ class GuardClassifier:
         Raises:
             DataError: some of them it was, with what for.
         """
-        self._require_fresh(examples_of(X), purpose, tuple(USES))
+        self.require_fresh(examples_of(X), purpose, tuple(USES))
 
-    def _require_fresh(self, examples: Examples, purpose: str, uses: Sequence[str]) -> None:
+    def require_fresh(self, examples: Examples, purpose: str, uses: Sequence[str]) -> None:
+        """The same for some of what a guard is made with."""
         keys = examples.keys()
         for use in uses:
             again = [row for row, key in enumerate(keys) if key in self.seen.get(use, ())]
@@ -321,8 +355,8 @@ class GuardClassifier:
             if self.asked_layers != "auto":
                 raise ConfigError(f"layers={self.asked_layers!r} was given. Give 'auto', or numbers such as [12, 13].")
             return tuple(range(spec.n_layers))
-        if not self.asked_layers:
-            raise ConfigError("No layers were given. Give 'auto', or numbers such as [12, 13].")
+        if not isinstance(self.asked_layers, Sequence) or not self.asked_layers:
+            raise ConfigError(f"layers={self.asked_layers!r} was given. Give 'auto', or numbers such as [12, 13].")
         return tuple(sorted({Site(layer).resolve(spec.n_layers).layer for layer in self.asked_layers}))
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """What a guard is given: texts, prompts, chats, a contrast, or activations that were captured already."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -108,7 +108,7 @@ def examples_of(
     return Examples(
         prompts,
         None if labels is None else labels.astype(np.int64),
-        np.arange(n) if groups is None else np.asarray(groups, dtype=np.int64),
+        np.arange(n) if groups is None else _numbered(groups),
         None if nuisance is None else np.asarray(nuisance, dtype=np.float64),
         acts,
     )
@@ -132,8 +132,18 @@ def prompt_of(item: Item) -> Prompt:
     )
 
 
+def _numbered(groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.int64]:
+    """Groups, whatever they are called, by number."""
+    names: dict[object, int] = {}
+    return np.array([names.setdefault(name, len(names)) for name in np.asarray(groups).tolist()], dtype=np.int64)
+
+
 def _listed(shown: str | Prompt | Sequence[Item]) -> Sequence[Item]:
-    return [shown] if isinstance(shown, str | Prompt) else shown
+    if isinstance(shown, str | Prompt):
+        return [shown]
+    if not isinstance(shown, Iterable):
+        raise DataError(f"{shown!r} was given to be judged. Give a text, a Prompt, a list of them, or a contrast.")
+    return list(shown)  # whatever can be gone through once
 
 
 def _is_message(turn: object) -> bool:

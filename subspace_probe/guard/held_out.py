@@ -1,18 +1,15 @@
 """Whether a guard holds on a source of prompts that it has never seen: refitted without it, measured on it."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from jaxtyping import Float64
-from sklearn.base import clone
 
 from subspace_probe.core.contrasts import Contrast
-from subspace_probe.core.errors import unknown
+from subspace_probe.core.errors import ConfigError, DataError, unknown
 from subspace_probe.core.findings import Finding
 from subspace_probe.guard.measured import Measured
 from subspace_probe.guard.nulls import Nulls
-from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.ranked import AUROC, Ranked
 
 MARGIN = 0.05
@@ -46,7 +43,11 @@ def held_out_findings(
         if reason:
             found.append(Finding(name, claim, NONE, n=n, verdict="not tested", note=reason))
             continue
-        probe = cast("LatentProbe", clone(measured.guard.probe)).fit(states[kept], y[kept])
+        try:
+            probe = measured.guard.refitted(states[kept], y[kept], train.take(np.flatnonzero(kept).tolist()))
+        except (ConfigError, DataError) as error:
+            found.append(Finding(name, claim, NONE, n=n, verdict="not tested", note=str(error)))
+            continue
         ranked = Ranked(probe.decision_function(measured.rows[mask]), measured.prompts.where(mask))
         null = nulls.range(AUROC, measured.prompts, mask)
         left = int((~kept).sum())

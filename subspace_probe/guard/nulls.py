@@ -1,20 +1,19 @@
 """What a guard's figures are without what it claims to have found: random directions, and labels that mean nothing."""
 
 from dataclasses import dataclass, replace
-from typing import cast, final
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64
-from sklearn.base import clone
 
 from subspace_probe.core.contrasts import Contrast
+from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.findings import Interval
 from subspace_probe.core.intervals import range_of
 from subspace_probe.finders.permuting import exchanged
 from subspace_probe.guard.classifier import GuardClassifier
 from subspace_probe.guard.group_draws import GroupDraws
-from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.ranked import AUROC, Ranked, Reading
 
 RANDOM, SHUFFLES = 200, 40
@@ -103,6 +102,9 @@ def _shuffled(
         fitted = exchanged(labels, pairs, groups, seed=seed).numpy()
         read = exchanged(tested, sources, sources, seed=seed).numpy().astype(bool)
         if 0 < fitted.sum() < len(fitted) and 0 < read.sum() < len(read):
-            scores = cast("LatentProbe", clone(guard.probe)).fit(states, fitted).decision_function(rows)
+            try:
+                scores = guard.refitted(states, fitted, train).decision_function(rows)
+            except (ConfigError, DataError):  # shuffled labels can leave a method without what it needs
+                continue
             found.append(Ranked(scores, replace(prompts, y=read)))
     return tuple(found)

@@ -44,7 +44,7 @@ def kept_promise(
     negatives cannot tell.
     """
     held = guard.threshold
-    n = len(flagged)
+    n, share = len(flagged), float(flagged.mean())
     if held is not None and held.grouped:
         names, index = np.unique(groups, return_inverse=True)
         by_group = np.zeros(len(names), dtype=bool)
@@ -54,6 +54,8 @@ def kept_promise(
         unit = "prompts"
     rate, spread = share_of(flagged, groups, seed=seed)
     count = f"{int(flagged.sum())} of {len(flagged)} {unit} flagged"
+    if unit == "groups":
+        count += f", {share:.3g} of prompts"
     if held is None:
         claim = "share of negatives flagged at the probe's own boundary: no threshold is set"
         return Finding(name, claim, rate, spread, n=n, note=count)
@@ -62,7 +64,7 @@ def kept_promise(
     verdict = "supported" if spread.high <= held.bound else "refuted" if spread.low > held.bound else "inconclusive"
     return Finding(
         name,
-        f"negatives are flagged at the threshold no more often than promised: at most {held.bound:.3g}",
+        f"{unit} of negatives are flagged at the threshold no more often than promised: at most {held.bound:.3g}",
         rate,
         spread,
         promise,

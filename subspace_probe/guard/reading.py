@@ -1,6 +1,7 @@
 """From prompts to the rows that a probe reads: the position rule, and one visit to the model."""
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +29,42 @@ def template_key(model: HookedModel) -> str:
     """Hash of the chat template and its options; what a prompt is wrapped in decides what a position means."""
     template = getattr(model.tokenizer, "chat_template", None)
     return content_key([repr(template), repr(sorted(model.template_kwargs.items()))])
+
+
+@runtime_checkable
+class Shape(Protocol):
+    """What a guard needs of the model that it was made for: its size."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+
+
+def require_like(made_for: Shape, template: str, model: HookedModel) -> None:
+    """Check that a guard's layers and position mean the same in another model.
+
+    Args:
+        made_for: the model the guard was made for.
+        template: the `template_key` it was made with.
+
+    Raises:
+        StaleStore: another size, or another chat template.
+    """
+    spec, found = model.spec, template_key(model)
+    if (made_for.n_layers, made_for.d_model) != (spec.n_layers, spec.d_model):
+        raise StaleStore(
+            f"The guard was made for {made_for.name} with {made_for.n_layers} layers of width {made_for.d_model}, and "
+            f"{spec.name} has {spec.n_layers} of width {spec.d_model}. Load the guard's own model, or fit a new guard."
+        )
+    if found != template:
+        raise StaleStore(
+            f"The guard was made for another chat template ({template[:8]}) than {spec.name} has now ({found[:8]}): "
+            "what it reads lies in other surroundings. Restore the template or its options (template_kwargs), or fit a "
+            "new guard."
+        )
 
 
 def states_of(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.model_selection import KFold
+from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspace_probe.core.errors import ConfigError
@@ -58,8 +58,11 @@ class ResidualGate(OutlierMixin, BaseEstimator):
         self.alarm_rate = alarm_rate
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: object = None) -> "ResidualGate":
+    def fit(self, X: ArrayLike, y: object = None, groups: ArrayLike | None = None) -> "ResidualGate":
         """Fit on benign states, [n, n_features]; y is not read.
+
+        Args:
+            groups: rows of one source carry the same number, [n]; a fold holds all of them.
 
         Raises:
             ConfigError: a setting outside its range.
@@ -73,8 +76,11 @@ class ResidualGate(OutlierMixin, BaseEstimator):
         rows = _validate(self, X, dtype=np.float64, ensure_min_samples=2)
         n = len(rows)
         held_out = np.empty(n)
-        folds = KFold(min(FOLDS, n), shuffle=True, random_state=self.random_state)
-        for rest, fold in folds.split(rows):
+        sources = np.arange(n) if groups is None else np.asarray(groups)
+        if (count := len(np.unique(sources))) < 2:
+            sources, count = np.arange(n), n  # one source cannot be left out of itself
+        folds = GroupKFold(min(FOLDS, count), shuffle=True, random_state=self.random_state)
+        for rest, fold in folds.split(rows, groups=sources):
             held_out[fold] = _residual(rows[fold], *_components(rows[rest], self.variance))
         rank = min(ceil((n + 1) * (1 - self.alarm_rate) - 1e-9), n)
         # where nothing is left over, residuals are rounding, and one rounding is no larger than another

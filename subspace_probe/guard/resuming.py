@@ -19,6 +19,7 @@ from subspace_probe.core.errors import StaleStore, StoreError
 from subspace_probe.core.files import atomic
 from subspace_probe.core.keys import content_key
 from subspace_probe.core.plain import plain
+from subspace_probe.core.records import Columns
 from subspace_probe.guard.jsonl import Counts, Scoring, Source, lines_of, windows_of
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def score_file(scoring: Scoring, source: Source, out: Path, *, key: str, fresh: 
     return counts
 
 
-def guard_key(guard: "LatentGuard") -> str:
-    """Equal for guards that say the same of every prompt: what it is, its numbers, and the weights that it reads."""
+def guard_key(guard: "LatentGuard", columns: Columns | None = None, *, skip_bad: bool = False) -> str:
+    """Equal where the same would be said of every line: what the guard is, its numbers, the weights that it reads, and
+    how lines are read."""
     parts = {"probe": guard.probe.tensors()}
     parts |= {} if guard.gate is None else {"gate": guard.gate.tensors()}
     parts |= {} if guard.calibration is None else {"calibration": dict(guard.calibration.numbers)}
@@ -84,7 +86,7 @@ def guard_key(guard: "LatentGuard") -> str:
         for part, held in parts.items()
         for name, value in held.items()
     }
-    return content_key([plain(guard.describe()), numbers, guard.model.fingerprint])
+    return content_key([plain(guard.describe()), numbers, guard.model.fingerprint, columns or Columns(), skip_bad])
 
 
 def record_path(out: Path) -> Path:

@@ -26,6 +26,7 @@ class Streaming:
         max_new_tokens: the length that the threshold holds for.
         probe: fitted on generated tokens; None: the guard's own, fitted at its token of prompts.
         threshold: on the running maximum; None before one is set.
+        set_for: the rule that the threshold was set under; it holds for no other, and for no longer answers.
     """
 
     weight: float = 1.0
@@ -35,6 +36,7 @@ class Streaming:
     max_new_tokens: int = 64
     probe: LatentProbe | None = None
     threshold: Threshold | None = None
+    set_for: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1 or not 1 <= self.k <= self.n or self.min_tokens < 0 or self.max_new_tokens < 2:
@@ -52,6 +54,23 @@ class Streaming:
         running = Running(self)
         return np.array([running.add(float(score)) for score in scores])
 
+    @property
+    def rule(self) -> tuple[float, ...]:
+        """What a threshold holds under: smoothing and counts, and the length last."""
+        return (self.weight, self.k, self.n, self.min_tokens, self.max_new_tokens)
+
+    def require_rule(self) -> None:
+        """Check that the threshold was set under this very rule.
+
+        Raises:
+            ConfigError: it was set under another one, or for shorter answers.
+        """
+        if self.rule[:-1] != self.set_for[:-1] or self.rule[-1] > self.set_for[-1]:
+            raise ConfigError(
+                f"The threshold was set under weight, k, n, min_tokens, max_new_tokens = {self.set_for}, and "
+                f"{self.rule} was asked for. Set it anew: stream_threshold."
+            )
+
     def describe(self) -> dict[str, Any]:
         """Plain values; the probe's numbers are apart."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -63,7 +82,7 @@ class Streaming:
         """What `describe` and the probe's `tensors` gave."""
         probe = None if body["probe"] is None else LatentProbe.from_tensors(body["probe"], dict(tensors))
         held = None if body["threshold"] is None else Threshold(**body["threshold"])
-        return cls(**{**body, "probe": probe, "threshold": held})
+        return cls(**{**body, "probe": probe, "threshold": held, "set_for": tuple(body["set_for"])})
 
 
 @final

@@ -64,9 +64,11 @@ def fit_stream(
         streaming: the other settings.
 
     Raises:
-        DataError: prompts of one class, or answers without a token that a pass took in.
+        DataError: prompts of one class or that the guard is calibrated or has its threshold on, or answers without a
+            token that a pass took in.
     """
     streaming, examples = streaming or Streaming(), examples_of(X, y)
+    guard.require_fresh(examples, "fit_stream", ("calibrate", "threshold"))
     watched = _Watched(guard, replace(streaming, probe=None, threshold=None), examples.prompts, at_prompt=False)
     watched.run(progress=progress)
     counts = [len(rows) for rows in watched.states]
@@ -118,7 +120,7 @@ def stream_threshold(
         return np.where(np.isfinite(last), last, finite.min() - 1.0)
 
     made = guard.threshold_on(negatives, highest, target_fpr=target_fpr, confidence=confidence, groups=groups)
-    guard.streaming = replace(streaming, threshold=made)
+    guard.streaming = replace(streaming, threshold=made, set_for=streaming.rule)
     return guard.streaming
 
 
@@ -140,8 +142,8 @@ def watch(
         guard: fitted.
         shown: prompts.
         streaming: how scores become a decision; the guard's own by default.
-        replacement: the text in place of an answer that tripped; without it the answer ends before the token that
-            made it trip.
+        replacement: the text in place of an answer that tripped; without it the answer ends with the token that
+            made it trip, which was shown before it could be read.
         route: makes the text in place of one that tripped, from the prompt: a larger model, a person.
         on_token: called with the prompt's number, the text of each token and its score, as they come.
 
@@ -151,6 +153,7 @@ def watch(
     streaming = streaming or guard.streaming
     if streaming is None or streaming.threshold is None:
         raise ConfigError("There is no threshold for streaming. Set one on negatives: stream_threshold(guard, ...).")
+    streaming.require_rule()
     if replacement is not None and route is not None:
         raise ConfigError("Both a replacement and a route were given for answers that trip. Give one of them.")
     prompts = examples_of(shown).prompts

@@ -28,7 +28,8 @@ class Threshold:
     """A threshold and what it promises.
 
     Attributes:
-        value: scores strictly above it are flagged.
+        value: scores strictly above it are flagged. It lies `tolerance` above the order statistic, so that a negative
+            whose score it rests on is not flagged because another batch gave its score another last digit.
         target_fpr: the false-positive rate asked for.
         confidence: with which the rate is at most the target; None where it is on average.
         n: negatives it rests on, or groups of them.
@@ -36,6 +37,8 @@ class Threshold:
             never below the mean over groups of the share of prompts.
         false_positives: how many of the n lie above it.
         bound: upper bound of the rate, at `confidence` (at 0.95 where that is None).
+        tolerance: what scores of one prompt may differ by.
+        fingerprint: of the model that the negatives were read from, for which the promise holds.
         marked: prompts among them that said which part of their message is the instruction. What arrives without is
             read at the end of the message, where the rate is another.
     """
@@ -47,6 +50,8 @@ class Threshold:
     grouped: bool
     false_positives: int
     bound: float
+    tolerance: float = 0.0
+    fingerprint: str = ""
     marked: int = 0
 
     @property
@@ -56,10 +61,11 @@ class Threshold:
 
     def __str__(self) -> str:
         unit = "groups of negatives" if self.grouped else "negatives"
+        rate = "share of groups with a false positive" if self.grouped else "FPR"
         held = "on average" if self.confidence is None else f"with confidence {self.confidence:g}"
         return (
-            f"flags above {self.value:.4g}: FPR <= {self.target_fpr:g} {held}; {self.false_positives} of {self.n} "
-            f"{unit} flagged, FPR <= {self.bound:.3g} at {self.level:g}"
+            f"flags above {self.value:.4g}: {rate} <= {self.target_fpr:g} {held}; {self.false_positives} of {self.n} "
+            f"{unit} flagged, at most {self.bound:.3g} at {self.level:g}"
         )
 
 
@@ -97,6 +103,7 @@ def threshold_at(
     target_fpr: float = 0.01,
     confidence: float | None = 0.95,
     groups: Sequence[int] | NDArray[np.integer] | None = None,
+    tolerance: float = 0.0,
 ) -> Threshold:
     """The lowest threshold that these scores of negatives allow at a false-positive rate.
 
@@ -105,6 +112,7 @@ def threshold_at(
         target_fpr: the largest rate.
         confidence: with which the rate is at most that; None: on average over such sets of negatives.
         groups: near-duplicates and common sources, shape [n]: each counts once, by its highest score.
+        tolerance: what scores of one prompt may differ by; the threshold lies so much higher.
 
     Raises:
         ConfigError: a rate or a confidence that cannot be.
@@ -125,10 +133,10 @@ def threshold_at(
             f"A false-positive rate of {target_fpr:g} {held} was asked for on {n} {what}. It takes at least "
             f"{needed(target_fpr, confidence)}. Give more, or ask for a higher rate or a lower confidence."
         )
-    value = float(np.sort(values)[n - most - 1])
+    value = float(np.sort(values)[n - most - 1]) + tolerance
     bound = _bound(most, n, LEVEL if confidence is None else confidence)
     flagged = int((values > value).sum())
-    return Threshold(value, target_fpr, confidence, n, groups is not None, flagged, bound)
+    return Threshold(value, target_fpr, confidence, n, groups is not None, flagged, bound, tolerance)
 
 
 def _by_group(values: NDArray[np.float64], groups: NDArray[np.integer]) -> NDArray[np.float64]:
