@@ -18,7 +18,7 @@ from subspace_probe.core.sites import Site
 from subspace_probe.core.tokens import ALL, Where
 from subspace_probe.guard import reading
 from subspace_probe.guard.calibration import Calibration
-from subspace_probe.guard.examples import Examples, Item, Shown, examples_of, prompt_of
+from subspace_probe.guard.examples import Examples, Groups, Item, Shown, examples_of, prompt_of
 from subspace_probe.guard.judgements import Judgement, TokenScores
 from subspace_probe.guard.layer_choice import LayerScore, chosen_layer, layer_scores
 from subspace_probe.guard.probe import LatentProbe
@@ -77,7 +77,7 @@ class GuardClassifier:
         X: Shown,
         y: Labels | None = None,
         *,
-        groups: Labels | None = None,
+        groups: Groups | None = None,
         nuisance: str | Sequence[float] | NDArray[np.floating] | None = None,
         progress: bool = False,
     ) -> G:
@@ -143,7 +143,7 @@ class GuardClassifier:
         *,
         target_fpr: float = 0.01,
         confidence: float | None = 0.95,
-        groups: Labels | None = None,
+        groups: Groups | None = None,
     ) -> G:
         """Set the threshold so that at most a stated share of negatives like these is flagged; see `threshold_at`.
 
@@ -169,7 +169,7 @@ class GuardClassifier:
         *,
         target_fpr: float,
         confidence: float | None,
-        groups: Labels | None,
+        groups: Groups | None,
     ) -> Threshold:
         """A threshold on any score of fresh negatives, and the record that they were used; the guard's own stays."""
         examples = examples_of(negatives, groups=groups)
@@ -308,10 +308,10 @@ class GuardClassifier:
         if self.nuisance is not None:
             if self.nuisance not in train.factors:
                 raise ConfigError(
-                    f"The guard was fitted with the nuisance {self.nuisance!r}, which {train.name!r} has no factor for, "
-                    "so it cannot be fitted anew on these prompts. Fit it with a factor's name, and give that factor."
+                    f"The guard was fitted with the nuisance {self.nuisance!r}, which is no factor of {train.name!r}: "
+                    "it cannot be fitted anew on these prompts. Fit it with a factor's name, and give that factor."
                 )
-            nuisance = train.factors[self.nuisance]
+            nuisance = np.asarray(train.factors[self.nuisance])
         return _anew(self.probe).fit(rows, y, nuisance=nuisance)
 
     def require_unseen(self, X: Shown, purpose: str) -> None:

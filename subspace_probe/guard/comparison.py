@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from subspace_probe.core.findings import Finding, Interval
 from subspace_probe.core.reports import Provenance, Report, Table, number, span
 from subspace_probe.guard.classifier import GuardClassifier, Labels
-from subspace_probe.guard.examples import Shown
+from subspace_probe.guard.examples import Groups, Shown
 from subspace_probe.guard.group_draws import share_of
 from subspace_probe.guard.measured import Measured, Slice
 from subspace_probe.guard.operating import operating_table
@@ -30,7 +30,7 @@ def compare_guards(
     X: Shown,
     y: Labels | None = None,
     *,
-    groups: Labels | None = None,
+    groups: Groups | None = None,
     slices: Sequence[str] = (),
     fprs: Sequence[float] = (0.01, 0.001),
     names: tuple[str, str] = ("first", "second"),

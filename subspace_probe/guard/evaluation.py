@@ -23,7 +23,7 @@ from subspace_probe.guard.baselines import (
 )
 from subspace_probe.guard.classifier import GuardClassifier, Labels
 from subspace_probe.guard.controls import controls_table, keyword_control, length_control, template_control
-from subspace_probe.guard.examples import Shown, examples_of
+from subspace_probe.guard.examples import Groups, Shown, examples_of
 from subspace_probe.guard.held_out import held_out_findings
 from subspace_probe.guard.latency import latency_findings
 from subspace_probe.guard.measured import Measured, Slice
@@ -52,7 +52,7 @@ def guard_report(
     X: Shown,
     y: Labels | None = None,
     *,
-    groups: Labels | None = None,
+    groups: Groups | None = None,
     train: Contrast | None = None,
     hard_benign: Shown | None = None,
     slices: Sequence[str] = (),

@@ -13,6 +13,8 @@ from subspace_probe.core.contrasts import Contrast, components
 from subspace_probe.core.errors import ConfigError, DataError
 from subspace_probe.core.prompts import Message, Prompt
 
+Groups = Sequence[int] | Sequence[str] | NDArray[np.generic]
+"""Near-duplicates and common sources, by number or by name: one each a prompt."""
 Item = str | Prompt | Sequence[Message]
 Shown = str | Prompt | Contrast | Activations | Sequence[Item]
 """What can be judged: one item or several. A chat is a list of messages, the last one the user's."""
@@ -69,7 +71,7 @@ def examples_of(
     X: Shown,
     y: Sequence[int] | NDArray[np.integer] | None = None,
     *,
-    groups: Sequence[int] | NDArray[np.integer] | None = None,
+    groups: Groups | None = None,
     nuisance: str | Sequence[float] | NDArray[np.floating] | None = None,
 ) -> Examples:
     """What users give, in one form.
@@ -132,7 +134,7 @@ def prompt_of(item: Item) -> Prompt:
     )
 
 
-def _numbered(groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.int64]:
+def _numbered(groups: Groups) -> NDArray[np.int64]:
     """Groups, whatever they are called, by number."""
     names: dict[object, int] = {}
     return np.array([names.setdefault(name, len(names)) for name in np.asarray(groups).tolist()], dtype=np.int64)

@@ -11,7 +11,7 @@ from subspace_probe.core.activations import Activations
 from subspace_probe.core.contrasts import Contrast
 from subspace_probe.core.errors import ConfigError, DataError, unknown
 from subspace_probe.guard.classifier import GuardClassifier, Labels
-from subspace_probe.guard.examples import Examples, Shown, examples_of
+from subspace_probe.guard.examples import Examples, Groups, Shown, examples_of
 from subspace_probe.guard.group_draws import GroupDraws
 from subspace_probe.guard.ranked import Ranked
 
@@ -62,7 +62,7 @@ class Measured:
 
     @classmethod
     def of(
-        cls, guard: GuardClassifier, X: Shown, y: Labels | None, groups: Labels | None, *, draws: int, seed: int
+        cls, guard: GuardClassifier, X: Shown, y: Labels | None, groups: Groups | None, *, draws: int, seed: int
     ) -> "Measured":
         """Read the prompts.
 

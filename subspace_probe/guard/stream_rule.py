@@ -36,7 +36,7 @@ class Streaming:
     max_new_tokens: int = 64
     probe: LatentProbe | None = None
     threshold: Threshold | None = None
-    set_for: tuple[float, ...] = ()
+    set_for: tuple[float | int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1 or not 1 <= self.k <= self.n or self.min_tokens < 0 or self.max_new_tokens < 2:
@@ -55,7 +55,7 @@ class Streaming:
         return np.array([running.add(float(score)) for score in scores])
 
     @property
-    def rule(self) -> tuple[float, ...]:
+    def rule(self) -> tuple[float | int, ...]:
         """What a threshold holds under: smoothing and counts, and the length last."""
         return (self.weight, self.k, self.n, self.min_tokens, self.max_new_tokens)
 

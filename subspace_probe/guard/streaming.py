@@ -21,7 +21,7 @@ from subspace_probe.core.prompts import Prompt
 from subspace_probe.core.protocols import Step
 from subspace_probe.core.tokens import TokenBatch
 from subspace_probe.guard.classifier import GuardClassifier, Labels
-from subspace_probe.guard.examples import Shown, examples_of
+from subspace_probe.guard.examples import Groups, Shown, examples_of
 from subspace_probe.guard.judgements import Judgement
 from subspace_probe.guard.probe import LatentProbe
 from subspace_probe.guard.stream_rule import Running, Streaming
@@ -92,7 +92,7 @@ def stream_threshold(
     streaming: Streaming | None = None,
     target_fpr: float = 0.01,
     confidence: float | None = 0.95,
-    groups: Labels | None = None,
+    groups: Groups | None = None,
     progress: bool = False,
 ) -> Streaming:
     """Set the threshold on the running maxima over answers to negatives; the guard keeps it, and returns it.

@@ -33,6 +33,20 @@ def guard(chat: "HookedModel") -> "LatentGuard":
     return LatentGuard(chat).fit(_requests("train", 512, framing=0))
 
 
+def _plain_guard(chat: "HookedModel") -> "LatentGuard":
+    """One that a test may change."""
+    from subspace_probe.guard.guard import LatentGuard
+
+    return LatentGuard(chat, layers=[1]).fit(_requests("train", 96, framing=0))
+
+
+@cache
+def _override() -> "HookedModel":
+    import subspace_probe as sp
+
+    return sp.load_model("organism:override")
+
+
 def _auroc(guard: "LatentGuard", contrast: "Contrast") -> float:
     from sklearn.metrics import roc_auc_score
 
@@ -152,6 +166,10 @@ def test_prompts_used_before_are_refused(chat: "HookedModel") -> None:
     guard.set_threshold(second.where(label=0), target_fpr=0.2, confidence=None)
     with pytest.raises(DataError, match="used to set the threshold"):
         guard.require_unseen(second, "report")
+    with pytest.raises(DataError, match="used to set the threshold"):
+        guard.calibrate(second)
+    with pytest.raises(DataError, match="calibrated on"):
+        guard.fit_stream(first)
 
 
 def test_groups_count_once(chat: "HookedModel", guard: "LatentGuard") -> None:
@@ -178,6 +196,70 @@ def test_probabilities_are_calibrated_and_the_threshold_does_not_move(chat: "Hoo
     raw = guard.predict_proba(test)[:, 1]
     y = np.array(test.labels)
     assert ((before[:, 1] - y) ** 2).mean() < ((raw - y) ** 2).mean()
+
+
+def test_a_prompt_that_the_threshold_rests_on_is_not_flagged_in_another_batch(chat: "HookedModel") -> None:
+    """Copies of one prompt, as traffic has them, at the very order statistic: scores differ in their last digits from
+    batch to batch, and without the tolerance some of the negatives themselves are flagged."""
+    guard = _plain_guard(chat)
+    prompts = [*_requests("val", label=0, framing=0).prompts[:90]]
+    scores = guard.decision_function(prompts)
+    copies = [prompts[int(np.argsort(scores)[-2])]] * 20
+    guard.set_threshold([*prompts, *copies], target_fpr=0.1, confidence=None)
+    held = guard.threshold
+    assert held is not None
+    assert held.tolerance > 0
+    batches = [[prompt] for prompt in prompts] + [prompts[i : i + 7] for i in range(0, 90, 7)] + [prompts]
+    alone = np.concatenate([guard.decision_function(copies[: i % 5 + 1] + prompts[: 3 * i]) for i in range(12)])
+    assert abs(alone - held.value).min() < 2 * held.tolerance
+    for batch in batches:
+        batched = guard.decision_function([*batch, copies[0]])
+        assert not batched[-1] > held.value
+    assert held.tolerance < 1e-4 * np.ptp(scores)
+
+
+def test_a_threshold_holds_for_the_model_it_was_set_on(chat: "HookedModel", tmp_path: Path) -> None:
+    from subspace_probe.core.errors import StaleStore
+    from subspace_probe.guard.guard import LatentGuard
+    from subspace_probe.interventions.relearning import relearn
+
+    guard = _plain_guard(chat)
+    asked = _requests("train", 8, framing=0).map(lambda prompt: replace(prompt, answer="sure", foil=None))
+    tuned = relearn(chat, asked.prompts, steps=2)
+    moved = guard.on(tuned).set_threshold(_requests("val", label=0), target_fpr=0.1)
+    moved.save(tmp_path)
+    assert LatentGuard.load(tmp_path, tuned).threshold == moved.threshold
+    with pytest.raises(StaleStore, match="has its threshold from"):
+        LatentGuard.load(tmp_path, chat)
+    assert moved.describe()["model"] == "organism:chat"
+    with pytest.raises(StaleStore, match="layers of width"):
+        guard.on(_override())
+
+
+def test_copies_are_named_and_groups_are_in_words(chat: "HookedModel") -> None:
+    from subspace_probe.core.errors import SmallSampleWarning
+
+    guard = _plain_guard(chat)
+    with pytest.warns(SmallSampleWarning, match="1 different text"):
+        guard.set_threshold(["please dry the shelf"] * 60, target_fpr=0.05)
+    assert "share of groups" not in str(guard.threshold)
+    guard.set_threshold(_requests("val", label=0), target_fpr=0.05)
+    assert "share of groups with a false positive <= 0.05" in str(guard.threshold)
+
+
+def test_a_refit_keeps_the_nuisance(chat: "HookedModel") -> None:
+    from subspace_probe.core.errors import ConfigError
+    from subspace_probe.guard.guard import LatentGuard
+    from subspace_probe.guard.probe import LatentProbe
+
+    train = _requests("train", 128)
+    guard = LatentGuard(chat, "factor", layers=[2]).fit(train, nuisance="refused")
+    rows, y = guard.states(train), np.array(train.labels)
+    np.testing.assert_array_equal(guard.refitted(rows, y, train).coef_, guard.probe.coef_)
+    assert abs(LatentProbe("factor").fit(rows, y).coef_ - guard.probe.coef_).max() > 1e-3
+    numbers = LatentGuard(chat, "factor", layers=[2]).fit(train, nuisance=list(map(float, train.factors["refused"])))
+    with pytest.raises(ConfigError, match="is no factor"):
+        numbers.refitted(rows, y, train)
 
 
 # ------------------------------------------------------------------------------------------------------ what it reads
@@ -369,8 +451,12 @@ def test_bad_input_is_named(chat: "HookedModel", guard: "LatentGuard") -> None:
     train = _requests("train", 64, framing=0)
     with pytest.raises(SiteError):
         LatentGuard(chat, layers=[9])
-    with pytest.raises(ConfigError, match="No layers"):
+    with pytest.raises(ConfigError, match="numbers such as"):
         LatentGuard(chat, layers=[])
+    with pytest.raises(ConfigError, match="no_such"):
+        LatentGuard(chat, "no_such", layers=[1]).fit(train)
+    named = LatentGuard(chat, layers=[1]).fit(train, groups=[f"source {i // 2}" for i in range(64)])
+    np.testing.assert_array_equal(named.predict(list(train.prompts)), named.predict(train))
     with pytest.raises(ConfigError, match="not fitted"):
         LatentGuard(chat).predict(["a shelf"])
     with pytest.raises(DataError, match="without labels"):

@@ -133,3 +133,19 @@ def test_settings_outside_their_range() -> None:
     for settings in ({"variance": 0.0}, {"variance": 1.1}, {"alarm_rate": 0.0}, {"alarm_rate": 1.0}):
         with pytest.raises(ConfigError, match="ResidualGate was given"):
             _gate(**settings).fit(np.eye(4))
+
+
+def test_rows_of_one_source_are_left_out_together() -> None:
+    """Copies that stay in the components make residuals too small, and the limit with them."""
+    from subspace_probe.guard.residual_gate import ResidualGate
+
+    rng = np.random.default_rng(0)
+    sources = np.repeat(np.arange(60), 6)
+    rows = np.repeat(rng.normal(size=(60, 80)), 6, axis=0) + 0.01 * rng.normal(size=(360, 80))
+    fresh = rng.normal(size=(2000, 80))
+    alarms = {
+        name: float((ResidualGate(alarm_rate=0.1).fit(rows, groups=groups).predict(fresh) < 0).mean())
+        for name, groups in {"sources": sources, "rows": None}.items()
+    }
+    assert alarms["sources"] < 0.2
+    assert alarms["rows"] > 0.5

@@ -175,5 +175,11 @@ def test_bad_input_is_named(chat: "HookedModel", guard: "LatentGuard") -> None:
     with pytest.raises(DataError, match="prompts of both classes"):
         fit_stream(fresh, _requests("train", 128).where(label=0))
     stream_threshold(guard, _requests("val", 64, label=0), target_fpr=0.2, confidence=None)
+    assert guard.streaming is not None
+    shorter, longer = (replace(guard.streaming, max_new_tokens=n) for n in (4, 20))
+    assert watch(guard, "we should dry the shelf", streaming=shorter)
+    for other in (longer, replace(guard.streaming, k=2, n=3)):
+        with pytest.raises(ConfigError, match="Set it anew"):
+            watch(guard, "we should dry the shelf", streaming=other)
     with pytest.raises(ConfigError, match="one of them"):
         watch(guard, "we should dry the shelf", replacement="no", route=lambda prompt: "no")
