@@ -44,6 +44,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "fastapi": ("serve",),
     "starlette": ("serve",),
     "uvicorn": ("serve",),
+    "h11": ("serve",),
     "pydantic": ("serve",),
     "prometheus_client": ("serve",),
 }

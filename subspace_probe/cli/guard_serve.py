@@ -20,6 +20,12 @@ def serve(
     ] = None,
     token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="File with that token.")] = None,
     max_batch: Annotated[int, typer.Option(help="Prompts in one visit to the model.", min=1)] = 32,
+    block_abstained: Annotated[
+        bool,
+        typer.Option(
+            "--block-abstained/--no-block-abstained", help="Let LiteLLM's guardrail block what the guard abstains on."
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Answer with nothing that OpenAI's own answers do not have.")
     ] = False,
@@ -40,8 +46,9 @@ def serve(
 
     token = _token(token_env, token_file)
     settings = ServerSettings(
-        host=host, port=port, token=token, max_batch=max_batch, strict=strict, log_prompts=log_prompts
-    )
+        host=host, port=port, token=token, max_batch=max_batch, block_abstained=block_abstained, strict=strict,
+        log_prompts=log_prompts,
+    )  # fmt: skip
     guard = open_guard(
         folder, model, device=device, dtype=dtype, backend=backend, template=template,
         allow_model_mismatch=allow_model_mismatch,

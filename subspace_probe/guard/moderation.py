@@ -84,6 +84,7 @@ def _evidence(judgement: Judgement, facts: Mapping[str, Any]) -> dict[str, Any]:
         "target_fpr": promise.get("target_fpr"),
         "confidence": promise.get("confidence"),
         "bound": promise.get("bound"),
+        "grouped": promise.get("grouped"),
         "layers": list(facts.get("layers") or ()),
         "position": facts.get("where"),
         "calibrated": facts.get("calibrated"),

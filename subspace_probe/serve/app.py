@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import uvicorn
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from subspace_probe.core.errors import ConfigError
 from subspace_probe.guard.protocols import Judge
 from subspace_probe.serve.auth import Token
+from subspace_probe.serve.connections import server
 from subspace_probe.serve.errors import answer_all
 from subspace_probe.serve.limits import Limits
 from subspace_probe.serve.metrics import Watch
@@ -75,19 +75,12 @@ def serve(guard: Judge, settings: ServerSettings | None = None) -> None:
         )
     with _listen(settings) as listener:
         host, port = listener.getsockname()[:2]
-        config = uvicorn.Config(
-            build(guard, settings),
-            log_config=None,
-            access_log=False,  # its lines hold addresses as they were sent; ours hold routes
-            server_header=False,
-            ws="none",
-            timeout_graceful_shutdown=int(settings.timeout_s) + 1,
-        )
+        ready = server(build(guard, settings), settings)
         LOG.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
         # uvicorn sends itself the signal again once it is done; by then, stopping is no longer news.
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            ready.run(sockets=[listener])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, final
 
 from fastapi import APIRouter, Request, Response
@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from subspace_probe.guard.judgements import Judgement
 from subspace_probe.guard.moderation import result_of
 from subspace_probe.serve import page, schema
 from subspace_probe.serve.errors import UNKNOWN, Refused
@@ -125,19 +126,33 @@ def _tokens(router: APIRouter, service: Service) -> None:
 def _guardrail(router: APIRouter, service: Service) -> None:
     @router.post("/beta/litellm_basic_guardrail_api", response_model=schema.Guardrail)
     async def guardrail(body: schema.GuardrailRequest) -> JSONResponse:
-        """LiteLLM's generic guardrail: BLOCKED where one text is flagged. Pictures and tools are not judged."""
+        """LiteLLM's generic guardrail: BLOCKED where any text is flagged. Pictures and tools are not judged.
+
+        Each text is judged as if it were a prompt. The threshold promises a rate for one prompt: a harmless request
+        with k texts is blocked up to k times as often, and for a model's answers (`input_type` "response") no rate was
+        promised.
+        """
         found = [(text, f"texts[{index}]") for index, text in enumerate(body.texts or ()) if text.strip()]
         if not found:  # a turn that only calls a tool has an empty text
             return JSONResponse({"action": "NONE"})
         texts, places = zip(*found, strict=True)
         judgements = await service.judge(texts, places)
-        flagged = [(judged, place) for judged, place in zip(judgements, places, strict=True) if judged.flagged]
-        if not flagged:
-            return JSONResponse({"action": "NONE"})
+        reason = _why_blocked(service, judgements, places)
+        return JSONResponse({"action": "NONE"} if reason is None else {"action": "BLOCKED", "blocked_reason": reason})
+
+
+def _why_blocked(service: Service, judgements: Sequence[Judgement], places: Sequence[str]) -> str | None:
+    """What LiteLLM is told of texts that do not pass; None where all do."""
+    name, pairs = service.settings.model_name, list(zip(judgements, places, strict=True))
+    if flagged := [pair for pair in pairs if pair[0].flagged]:
         judged, place = max(flagged, key=lambda pair: pair[0].score)
         category = service.facts.get("category", "harmful")
-        reason = f"{place} was judged {category} by {service.settings.model_name}, probability {judged.probability:.3f}"
-        return JSONResponse({"action": "BLOCKED", "blocked_reason": reason})
+        return f"{place} was judged {category} by {name}, probability {judged.probability:.3f}"
+    if service.settings.block_abstained:
+        for judged, place in pairs:
+            if judged.abstained:
+                return f"{name} abstained on {place}: it is unlike the harmless texts that the guard knows"
+    return None
 
 
 def _models(router: APIRouter, service: Service) -> None:
@@ -166,11 +181,13 @@ def _health(router: APIRouter, service: Service) -> None:
     async def index() -> HTMLResponse:
         return HTMLResponse(html, headers=headers)
 
+    @router.head("/healthz", include_in_schema=False)  # load balancers ask so
     @router.get("/healthz", response_model=schema.Status)
     async def healthz() -> JSONResponse:
         """Whether the process answers."""
         return JSONResponse({"status": "ok"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_model=schema.Status, responses={503: {"model": schema.Status}})
     async def readyz() -> JSONResponse:
         """Whether prompts are taken."""

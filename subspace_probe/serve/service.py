@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,9 @@ def _answers(answers: Sequence[Answer | Failure], places: Sequence[str]) -> list
         if not isinstance(answer, Failure):
             found.append(answer)
         elif isinstance(answer.error, DataError | PositionError):
-            raise Refused(400, f"{place}: {answer.error}", param=place, code="invalid_input") from answer.error
+            # It failed alone, as prompt 0: in the request it is another.
+            message = re.sub(r"\b[Pp]rompt 0\b", place, str(answer.error), count=1)
+            raise Refused(400, f"{place}: {message}", param=place, code="invalid_input") from answer.error
         else:
             raise answer.error
     return found

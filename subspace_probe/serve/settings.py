@@ -25,11 +25,14 @@ class ServerSettings:
         max_body_bytes: of one request, counted while it is read.
         max_inputs: texts in one request.
         max_characters: of one text.
+        max_connections: open at the same time, at most 64 fewer than the process may open files; one more is closed.
+        header_s: for a request's headers, from the connection's opening, or their first byte where it is kept alive.
         max_requests: under way at the same time; more are told to come back.
         max_batch: prompts in one visit to the model.
         max_wait_ms: for a batch to fill, from the arrival of its first prompt.
         queue_prompts: accepted and not yet answered; more are told to come back.
         timeout_s: for a request to arrive, and then for its answer.
+        block_abstained: let LiteLLM's guardrail block a text on which the guard abstains, too.
         strict: answer with nothing that OpenAI's own answers do not have.
         log_prompts: write what was asked into the log.
     """
@@ -41,16 +44,19 @@ class ServerSettings:
     max_body_bytes: int = 1 << 20
     max_inputs: int = 256
     max_characters: int = 100_000
+    max_connections: int = 512
+    header_s: float = 10.0
     max_requests: int = 1024
     max_batch: int = 32
     max_wait_ms: float = 4.0
     queue_prompts: int = 4096
     timeout_s: float = 60.0
+    block_abstained: bool = False
     strict: bool = False
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self) if f.name.startswith(("max_", "queue_", "timeout_"))):
+        for name in (f.name for f in fields(self) if f.name.startswith(("max_", "header_", "queue_", "timeout_"))):
             if not getattr(self, name) > 0 and name != "max_wait_ms":
                 raise ConfigError(f"{name} is {getattr(self, name)!r}. Give a number above 0.")
         if not self.max_wait_ms >= 0:

@@ -389,6 +389,9 @@ def test_serve_never_takes_a_token_from_the_command_line(
         assert guard.layers == (2,)
         assert settings["token"] == token
         assert (settings["host"], settings["port"], settings["log_prompts"]) == ("127.0.0.1", 0, False)
+        assert settings["block_abstained"] is False
+    assert cli(*serve, "--block-abstained").exit_code == 0
+    assert heard["given"][1]["block_abstained"] is True
     assert "No such option: --token" in cli(*serve, "--token", "x").output
     Path("empty").write_text("\n")
     for given, message in (

@@ -10,7 +10,7 @@ FACTS: dict[str, Any] = {
     "layers": [5],
     "where": "t_inst",
     "calibrated": None,
-    "threshold": {"value": 0.5, "target_fpr": 0.01, "confidence": 0.95, "bound": 0.009},
+    "threshold": {"value": 0.5, "target_fpr": 0.01, "confidence": 0.95, "bound": 0.009, "grouped": True},
 }
 
 
@@ -49,6 +49,7 @@ def test_the_evidence() -> None:
         "target_fpr": 0.01,
         "confidence": 0.95,
         "bound": 0.009,
+        "grouped": True,
         "layers": [5],
         "position": "t_inst",
         "calibrated": None,
@@ -57,7 +58,7 @@ def test_the_evidence() -> None:
 
 def test_without_a_threshold_nothing_is_promised() -> None:
     evidence = result(threshold=None)["latent_guard"]
-    assert (evidence["threshold"], evidence["target_fpr"], evidence["bound"]) == (0.5, None, None)
+    assert [evidence[name] for name in ("threshold", "target_fpr", "bound", "grouped")] == [0.5, None, None, None]
 
 
 def test_strict_has_nothing_that_openai_has_not() -> None:

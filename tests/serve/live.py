@@ -12,16 +12,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def live(guard: "Judge", **settings: Any) -> Iterator[str]:
-    """The address of a running server."""
+def live(guard: "Judge", *, stock: bool = False, **settings: Any) -> Iterator[str]:
+    """The address of a running server; a stock one has uvicorn's own protocol."""
     import socket
 
     from subspace_probe.serve.app import build
+    from subspace_probe.serve.connections import server as limited
     from subspace_probe.serve.settings import ServerSettings
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        app = build(guard, ServerSettings(**settings))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none"))
+        chosen = ServerSettings(**settings)
+        app = build(guard, chosen)
+        plain = uvicorn.Config(app, http="h11", log_config=None, access_log=False, ws="none")
+        server = uvicorn.Server(plain) if stock else limited(app, chosen)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

@@ -144,6 +144,20 @@ def test_what_is_unusual_is_shown_too(page: "Page") -> None:
     assert page.locator("#abstains").is_visible()
     assert "nothing is promised" in (page.locator("#promise").text_content() or "")
     assert "boundary 0; probability 0.25 (not calibrated)" in (page.locator("#sentence").text_content() or "")
+    assert "bound counts groups" not in (page.locator("#evidence").text_content() or "")
+
+
+def test_a_bound_that_counts_groups_says_so(page: "Page") -> None:
+    from tests.serve.stub import StubGuard
+
+    class Grouped(StubGuard):
+        def describe(self) -> dict[str, Any]:
+            facts = super().describe()
+            return facts | {"threshold": facts["threshold"] | {"grouped": True}}
+
+    with live(Grouped()) as address:
+        visit(page, address, "one")
+    assert "(bound counts groups)" in (page.locator("#evidence").text_content() or "")
 
 
 def test_errors_are_shown_as_text(page: "Page") -> None:

@@ -221,6 +221,15 @@ def test_busy_is_429_and_health_is_answered_all_the_same() -> None:
     during(test, queue_prompts=3, max_inputs=3, max_requests=2, stub={"hold": hold})
 
 
+def test_health_is_told_to_those_who_ask_for_the_head_only() -> None:
+    async def test(client: httpx.AsyncClient, service: "Service") -> None:
+        for path in ("/healthz", "/readyz"):
+            assert (await client.head(path)).status_code == 200
+        assert (await client.head("/metrics", headers={"X-Api-Key": "open"})).status_code == 405  # the control
+
+    during(test, token="open")
+
+
 def test_out_of_time_is_503() -> None:
     async def test(client: httpx.AsyncClient, service: "Service") -> None:
         assert fault(await client.post("/v1/moderations", json={"input": "a"}), 503)["code"] == "timeout"
@@ -278,6 +287,30 @@ def test_litellm_blocks_what_is_flagged() -> None:
         assert await asked(input_type="request") == {"action": "NONE"}
 
     during(test)
+
+
+def test_litellm_blocks_an_abstention_where_told_to() -> None:
+    from tests.serve.stub import score_of, text_that
+
+    unsure = next(text for n in range(1000) if score_of(text := f"text {n}") < 0.1)  # the stub abstains there
+    good = next(text for n in range(1000) if 0.1 < score_of(text := f"text {n}") < 0.7)
+
+    def asked(*texts: str, **given: bool) -> dict[str, Any]:
+        answers = []
+
+        async def test(client: httpx.AsyncClient, service: "Service") -> None:
+            answers.append(await client.post("/beta/litellm_basic_guardrail_api", json={"texts": texts}))
+
+        during(test, **given)
+        return answers[0].json()
+
+    assert asked(good, unsure) == {"action": "NONE"}
+    assert asked(good, block_abstained=True) == {"action": "NONE"}
+    blocked = asked(good, unsure, block_abstained=True)
+    assert blocked["action"] == "BLOCKED"
+    assert "abstained on texts[1]" in blocked["blocked_reason"]
+    flagged = asked(unsure, text_that(flagged=True), block_abstained=True)
+    assert "texts[1] was judged harmful" in flagged["blocked_reason"]  # the stronger reason
 
 
 def test_litellm_errors_close_the_gate() -> None:

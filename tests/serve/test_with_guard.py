@@ -33,10 +33,14 @@ def test_the_answers_are_the_guards(guard: "LatentGuard") -> None:
     async def main() -> None:
         async with inside(guard, max_batch=16) as (client, _):
             answers = await asyncio.gather(*(client.post("/v1/moderations", json={"input": text}) for text in texts))
+            among = (await client.post("/v1/moderations", json={"input": [texts[0], texts[7]]})).json()["error"]
             tokens = (await client.post("/v1/tokens", json={"input": texts[0]})).json()
         error = answers.pop(7).json()["error"]
         assert (error["param"], error["code"]) == ("input", "invalid_input")
         assert "context of 128 tokens" in error["message"]
+        assert among["param"] == "input[1]"
+        assert "the first is input[1] with" in among["message"]
+        assert "prompt 0" not in among["message"]
         own = guard.judge(texts[:7] + texts[8:])
         found = [answer.json()["results"][0]["latent_guard"] for answer in answers]
         assert [f["score"] for f in found] == pytest.approx([judged.score for judged in own], rel=1e-5)
