@@ -106,9 +106,18 @@ def server(app: ASGIApp, settings: ServerSettings) -> Server:
 
 
 def most_connections(wanted: int) -> int:
-    """The number of connections wanted, or fewer where the process may not open so many files."""
-    soft = -1 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft < 0 else max(1, min(wanted, soft - RESERVED_FILES))  # below 0: no limit
+    """The number of connections wanted, or fewer where the process may not open so many files.
+
+    The process asks for as many files as the system grants it; most systems begin it with 1,024 and allow it more.
+    """
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + RESERVED_FILES
+    if 0 <= soft < needed:  # below 0: no limit
+        soft = needed if hard < 0 else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft < 0 else max(1, min(wanted, soft - RESERVED_FILES))
 
 
 def _limited(settings: ServerSettings) -> type[LimitedProtocol]:

@@ -44,7 +44,7 @@ class ServerSettings:
     max_body_bytes: int = 1 << 20
     max_inputs: int = 256
     max_characters: int = 100_000
-    max_connections: int = 512
+    max_connections: int = 2048
     header_s: float = 10.0
     max_requests: int = 1024
     max_batch: int = 32

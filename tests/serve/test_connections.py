@@ -166,6 +166,19 @@ def test_no_timer_is_left_behind() -> None:
 def test_never_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
     from subspace_probe.serve.connections import most_connections
 
-    for soft, most in ((256, 192), (4096, 512), (resource.RLIM_INFINITY, 512), (10, 1)):
-        monkeypatch.setattr(resource, "getrlimit", lambda kind, soft=soft: (soft, soft))
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    endless = resource.RLIM_INFINITY
+    for soft, hard, most, raised in (
+        (256, 256, 192, [(256, 256)]),
+        (256, 400, 336, [(400, 400)]),
+        (256, 4096, 512, [(576, 4096)]),
+        (256, endless, 512, [(576, endless)]),
+        (4096, 4096, 512, []),
+        (endless, endless, 512, []),
+        (10, 10, 1, [(10, 10)]),
+    ):
+        asked.clear()
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limits=(soft, hard): limits)
         assert most_connections(512) == most
+        assert asked == raised
