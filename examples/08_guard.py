@@ -19,8 +19,8 @@ REQUESTS, FRAMINGS = "organism:chat/requests", ("plain", "jailbreak", "strict")
 
 def main(folder: str | None = None) -> None:
     model = sp.load_model("organism:chat")
-    train, fresh = sp.load_contrast(REQUESTS, split="train").split(0.3, seed=0)
-    test = sp.load_contrast(REQUESTS, split="test")
+    train, fresh = sp.load_contrast(REQUESTS, split="train", n=3000).split(0.3, seed=0)
+    test = sp.load_contrast(REQUESTS, split="test", n=384)
 
     guard = sp.LatentGuard(model).fit(train.where(framing=0))  # the layer by cross-validation on these alone
     try:
@@ -36,7 +36,7 @@ def main(folder: str | None = None) -> None:
         refused = sum(harmful.factors["refused"]) / len(harmful)
         print(f"{name:>9}: flags {caught:.0%} of harmful, {stopped:.0%} of harmless; the model refuses {refused:.0%}")
 
-    report = guard.report(test, train=train.where(framing=0), refused="refused", draws=200, latency=False)
+    report = guard.report(test, train=train.where(framing=0), refused="refused", draws=100, latency=False)
     for name in ("auroc", "fpr.at_threshold", "baseline.tfidf.auroc", "baseline.refusal_direction.auroc"):
         found = report.finding(name)
         print(f"{name:>32}: {found.estimate:.3f} [{found.interval.low:.3f}, {found.interval.high:.3f}]")

@@ -25,7 +25,7 @@ def parts() -> "tuple[Contrast, Contrast, Contrast]":
     import subspace_probe as sp
 
     train, test, val = (sp.load_contrast("organism:chat/requests", split=s, n=n) for s, n in zip(
-        ("train", "test", "val"), (900, 480, 360), strict=True))  # fmt: skip
+        ("train", "test", "val"), (600, 480, 240), strict=True))  # fmt: skip
     return train.where(framing=0), test, val.where(label=0)
 
 
@@ -117,7 +117,7 @@ def test_labels_that_mean_nothing_support_nothing(chat: "HookedModel", parts: "t
     drawn = tuple(np.random.default_rng(5).permutation(train.labels).tolist())
     shuffled = replace(train, labels=drawn, pairs=tuple(range(len(train))), groups=tuple(range(len(train))))
     blind = LatentGuard(chat, LatentProbe("mean_difference"), layers=[1]).fit(shuffled)
-    found = blind.report(test, train=shuffled, latency=False, draws=100)
+    found = blind.report(test.sample(240, seed=0), train=shuffled.sample(120, seed=0), latency=False, draws=100)
     assert found.finding("auroc").verdict in {"inconclusive", "refuted"}
     assert found.finding("fpr.at_threshold").verdict == "unaudited"  # no threshold was set
 

@@ -30,7 +30,7 @@ def guard(chat: "HookedModel") -> "LatentGuard":
     """Fitted on the plain framing only."""
     from subspace_probe.guard.guard import LatentGuard
 
-    return LatentGuard(chat).fit(_requests("train", 512, framing=0))
+    return LatentGuard(chat).fit(_requests("train", 256, framing=0))
 
 
 def _plain_guard(chat: "HookedModel") -> "LatentGuard":
@@ -59,7 +59,8 @@ def test_every_method_sees_through_framings_it_was_not_fitted_on(chat: "HookedMo
     from subspace_probe.guard.guard import LatentGuard
     from subspace_probe.guard.probe import LatentProbe
 
-    guard = LatentGuard(chat, LatentProbe(method)).fit(_requests("train", 256, framing=0))
+    layers = [0, 1, 2, 3] if method == "centroid_cosine" else [1]  # how they are chosen is tested below
+    guard = LatentGuard(chat, LatentProbe(method), layers=layers).fit(_requests("train", 192, framing=0))
     for framing in range(3):
         test = _requests("test", framing=framing)
         scores, y = guard.decision_function(test), np.array(test.labels)
@@ -375,7 +376,7 @@ def test_saved_and_loaded_equals_the_original_exactly(chat: "HookedModel", tmp_p
     from subspace_probe.guard.stream_rule import Streaming
     from subspace_probe.guard.streaming import fit_stream
 
-    train, (first, second) = _requests("train", 256), _requests("val").split(0.5, seed=0)
+    train, (first, second) = _requests("train", 128), _requests("val", 320).split(0.5, seed=0)
     for method, calibration in (("centroid_cosine", "isotonic"), ("lda", "sigmoid"), ("factor", "temperature")):
         guard = LatentGuard(chat, LatentProbe(method), gate=ResidualGate(), category="unkind")
         guard.fit(train, nuisance=None if method == "lda" else "refused")
