@@ -130,7 +130,7 @@ def test_control_a_direction_that_is_not_the_models_own_fails(chat: "HookedModel
     from subspace_probe.studies.refusal_direction import _rates
     from subspace_probe.studies.refusal_direction_tables import planted_finding
 
-    train, test = (organism_contrast("chat/harmfulness", split=part, n=48) for part in ("train", "test"))
+    train, test = (organism_contrast("chat/harmfulness", split=part, n=80) for part in ("train", "test"))
     acts = chat.capture(train, sites=resid_pre(1), where=LAST)
     wrong = sp.MeanDifference(null_draws=0).fit(acts, acts.sites[0])
     metric, harmful, harmless = metric_for("refusal_score", chat), test.where(label=1), test.where(label=0)
