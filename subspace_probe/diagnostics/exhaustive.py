@@ -38,10 +38,6 @@ class EveryChoice:
     ids: Int[Tensor, "choice slot"]
     flipped: Bool[Tensor, "n choice"]
 
-    def rows_of(self, ids: Int[Tensor, "n slot"]) -> Bool[Tensor, "n choice"]:
-        """Where each prompt's own tokens are among the choices."""
-        return (self.ids[None] == ids[:, None]).all(-1)
-
 
 def every_choice(
     model: HookedModel,

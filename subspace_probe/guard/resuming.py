@@ -9,11 +9,14 @@ file to the byte.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+
+from filelock import FileLock, Timeout
 
 from subspace_probe.core.errors import StaleStore, StoreError
 from subspace_probe.core.files import atomic
@@ -44,35 +47,11 @@ def score_file(scoring: Scoring, source: Source, out: Path, *, key: str, fresh: 
 
     Raises:
         StaleStore: the file was made by another guard, from another input, or has been changed.
-        StoreError: the file lies there without its record, or cannot be written.
+        StoreError: the file lies there without its record, cannot be written, or another run is writing into it.
         DataError: a line that cannot be judged, unless bad ones are skipped; those before its window are written.
     """
-    mark, whole, size = _nothing(key, scoring) if fresh else _taken_up(out, key) or _nothing(key, scoring)
-    digest, lines, counts = hashlib.blake2b(digest_size=16), lines_of(source), Counts()
-    _feed(digest, islice(lines, mark.start))
-    held = list(islice(lines, mark.end - mark.start))
-    _feed(digest, held)
-    if digest.hexdigest() != (mark.digest or digest.hexdigest()):
-        raise StaleStore(
-            f"{str(out)!r} was made from other lines than the first {mark.end} of {scoring.name}. {INSTEAD}"
-        )
-    if whole < mark.end:  # the earlier run ended inside a window
-        rows = scoring.rows(held, mark.start)[whole - mark.start :]
-        size = _append(out, size, b"".join(line for line, _ in rows))
-        counts.add(rows)
-    at = mark.end
-    for window in windows_of(lines, mark.window):
-        rows = scoring.rows(window, at)
-        _feed(digest, window)
-        if not at:
-            _append(out, 0, b"")  # what lay there is not what the record will speak of
-        Mark(key, mark.window, at, at + len(window), digest.hexdigest()).save(out)
-        size = _append(out, size, b"".join(line for line, _ in rows))
-        at += len(window)
-        counts.add(rows)
-        scoring.on_window(counts)
-    _append(out, size, b"")
-    return counts
+    with _alone(out):
+        return _go_on(scoring, source, out, key, fresh=fresh)
 
 
 def guard_key(guard: "LatentGuard", columns: Columns | None = None, *, skip_bad: bool = False) -> str:
@@ -138,6 +117,57 @@ class Mark:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"Cannot read the record {str(path)!r}: {error}. {INSTEAD}") from None
         return mark
+
+
+@contextmanager
+def _alone(out: Path) -> Generator[None]:
+    """While no other run writes into the same file."""
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise StoreError(
+            f"Another run is writing into {str(out)!r}. Wait for it to end, or choose another file."
+        ) from None
+    except OSError as error:
+        raise StoreError(f"Cannot write {str(out)!r}: {error.strerror}. Choose another place.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # some systems do not remove a file that is open
+            path.unlink()
+        lock.release()
+
+
+def _go_on(scoring: Scoring, source: Source, out: Path, key: str, *, fresh: bool) -> Counts:
+    mark, whole, size = _nothing(key, scoring) if fresh else _taken_up(out, key) or _nothing(key, scoring)
+    digest, lines, counts = hashlib.blake2b(digest_size=16), lines_of(source), Counts()
+    _feed(digest, islice(lines, mark.start))
+    held = list(islice(lines, mark.end - mark.start))
+    _feed(digest, held)
+    if digest.hexdigest() != (mark.digest or digest.hexdigest()):
+        raise StaleStore(
+            f"{str(out)!r} was made from other lines than the first {mark.end} of {scoring.name}. {INSTEAD}"
+        )
+    if whole < mark.end:  # the earlier run ended inside a window
+        rows = scoring.rows(held, mark.start)[whole - mark.start :]
+        size = _append(out, size, b"".join(line for line, _ in rows))
+        counts.add(rows)
+    at = mark.end
+    for window in windows_of(lines, mark.window):
+        rows = scoring.rows(window, at)
+        _feed(digest, window)
+        if not at:
+            _append(out, 0, b"")  # what lay there is not what the record will speak of
+        Mark(key, mark.window, at, at + len(window), digest.hexdigest()).save(out)
+        size = _append(out, size, b"".join(line for line, _ in rows))
+        at += len(window)
+        counts.add(rows)
+        scoring.on_window(counts)
+    _append(out, size, b"")
+    return counts
 
 
 def _nothing(key: str, scoring: Scoring) -> tuple[Mark, int, int]:

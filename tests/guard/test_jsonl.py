@@ -303,6 +303,24 @@ def test_a_fresh_run_that_fails_at_once_leaves_what_was_there(tmp_path: Path) ->
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_two_runs_do_not_write_into_one_file(tmp_path: Path) -> None:
+    from subspace_probe.core.errors import StoreError
+
+    out, data, asked = tmp_path / "out.jsonl", b"".join(lines(23)), list[str]()
+
+    def judged(prompts: "Sequence[Prompt]") -> "list[Judgement]":
+        with pytest.raises(StoreError, match=r"Another run is writing into .*out\.jsonl") as refused:
+            run(out, data, fresh=len(asked) == 1)
+        asked.append(str(refused.value))
+        return judge(prompts)
+
+    run(out, data, judge=judged)
+    assert len(asked) == 5
+    run(tmp_path / "whole.jsonl", data)
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert {path.name for path in tmp_path.glob("*out*")} == {"out.jsonl", "out.jsonl.state.json"}
+
+
 def test_an_empty_input_gives_an_empty_output(tmp_path: Path) -> None:
     assert run(tmp_path / "out.jsonl", b"").lines == 0
     assert (tmp_path / "out.jsonl").read_bytes() == b""
