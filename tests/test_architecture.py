@@ -31,7 +31,7 @@ FENCES: dict[str, tuple[str, ...]] = {
     "tokenizers": ("F2+",),
     "huggingface_hub": ("F2+",),
     "accelerate": ("F2+",),
-    "filelock": ("store",),
+    "filelock": ("store", "guard"),
     "xxhash": ("store",),
     "transformer_lens": ("models.lens",),
     "nnsight": ("models.nns",),

@@ -115,6 +115,9 @@ class At:
         rows, columns = selected.nonzero(as_tuple=True)
         if rows.numel() == 0:
             return x
+        if rows.numel() == selected.numel():  # no token is left alone: nothing to pick out and put back
+            prompts = ctx.batch.index.repeat_interleave(x.shape[1])
+            return self.change(x.flatten(0, 1), prompts).to(x.dtype).reshape(x.shape)
         changed = self.change(x[rows, columns], ctx.batch.index[rows])
         return x.index_put((rows, columns), changed.to(x.dtype))
 

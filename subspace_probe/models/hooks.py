@@ -17,6 +17,7 @@ from subspace_probe.core.edits import EditContext, EditMap
 from subspace_probe.core.errors import ShapeError, UnsupportedSite
 from subspace_probe.core.sites import Site, Stream
 from subspace_probe.core.tokens import Where
+from subspace_probe.linalg.finite import all_finite
 from subspace_probe.models.layouts import Layout
 
 _REGISTERING = threading.Lock()
@@ -148,9 +149,8 @@ class Pass:
                 f"The edit at {site.short} returned shape {tuple(edited.shape)} for activations of shape "
                 f"{tuple(x.shape)}. An edit returns the shape it was given."
             )
-        bad = (~edited.isfinite()).flatten(1).any(dim=1)
-        if bool(bad.any()) and bool(x.isfinite().all()):
-            rows = bad.nonzero().flatten().tolist()
+        if not all_finite(edited) and all_finite(x):
+            rows = (~edited.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
             raise ShapeError(
                 f"The edit at {site.short} returned non-finite values in rows {rows[:10]}. Lower its strength."
             )

@@ -77,7 +77,7 @@ def rss(pid: int) -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_thousand_requests_at_once(tmp_path: Path) -> None:
-    """Each gets the answer to its own text, and a third thousand takes no more memory than the second."""
+    """Each gets the answer to its own text, and requests leave no memory behind."""
     from tests.serve.stub import score_of
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -95,13 +95,14 @@ def test_a_thousand_requests_at_once(tmp_path: Path) -> None:
     with process(tmp_path, seconds=0.002) as (server, client):
         port = client.base_url.port or 0
         took, memory = [], []
-        for turn in range(3):  # not all of the first are under way at the same time: they are accepted a few at once
+        for turn in range(4):  # not all of the first are under way at the same time: they are accepted a few at once
             took += asyncio.run(thousand(port, turn))
             memory.append(rss(server.pid))
         counts = client.get("/metrics").text
-    assert "latent_guard_prompts_total 3000.0" in counts
+    assert "latent_guard_prompts_total 4000.0" in counts
     assert "latent_guard_queue_prompts 0.0" in counts
-    assert memory[2] < memory[1] + 8, memory  # MiB: what one request in a thousand may leave behind is 8 KiB
+    # MiB: more at once than ever before takes more once; what every request leaves, if only a KiB, every turn adds
+    assert np.diff(memory).min() < 1, memory
     p50, p95 = 1000 * np.quantile(took, [0.5, 0.95])
     print(f"1,000 at once, stub of 2 ms a batch: p50 {p50:.0f} ms, p95 {p95:.0f} ms; memory {memory} MiB")
 

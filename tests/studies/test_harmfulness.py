@@ -93,7 +93,6 @@ def test_every_finding_carries_its_evidence(chat_report: "Report", natural_repor
                 assert finding.interval is not None
                 assert finding.null is not None
         names = {finding.name for finding in report.findings}
-        names = {finding.name for finding in report.findings}
         assert {"cosine.cross_position", "cosine.same_position", "refusal.control.random"} <= names
 
 
