@@ -15,7 +15,7 @@ def main(page: str = "") -> None:
     model = sp.load_model("organism:chat")
     # 2 x 2: requests are harmful or not, and refused or not. Refusal is contrasted within each kind of request.
     train = sp.load_contrast("organism:chat/requests", split="train", n=384).relabel("refused")
-    harmful = sp.load_contrast("organism:chat/requests", split="test", n=384).where(label=1, framing=0)
+    harmful = sp.load_contrast("organism:chat/requests", split="test", n=240).where(label=1, framing=0)
     others = sp.load_contrast("organism:chat/skills", split="test", n=128)
 
     finder = sp.MeanDifference(strata="label")

@@ -19,7 +19,7 @@ def setting(chat):
     from subspace_probe.interventions.moves import Move
     from subspace_probe.interventions.targets import HalfSpace
 
-    requests = sp.load_contrast("organism:chat/requests", split="test", n=384).where(framing=0).first_pairs(40)
+    requests = sp.load_contrast("organism:chat/requests", split="test", n=384).where(framing=0).first_pairs(24)
     harmful, harmless = requests.sides()
     site, where = sp.Site(2), sp.T_POST_INST
     acts = chat.capture(requests, sites=site, where=where)

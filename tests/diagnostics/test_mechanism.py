@@ -328,7 +328,7 @@ def test_at_a_site_that_is_used_what_is_used_is_supported_and_a_mere_reader_refu
         if case.kind in ("planted", "lda", "lda without planted") and "chat/" in case.name:
             verdicts[case.kind] = audited(case).finding("mechanism").verdict
             if case.kind == "planted":
-                fakes = [replace(case, subspace=random_like(case.subspace, seed=seed)) for seed in range(6)]
+                fakes = [replace(case, subspace=random_like(case.subspace, seed=seed)) for seed in range(4)]
                 assert not any(audited(fake, 8).finding("mechanism").verdict == "supported" for fake in fakes)
         if len(verdicts) == 3:
             break
@@ -345,10 +345,10 @@ def test_a_subspace_that_takes_a_skill_with_it_is_refuted_on_control_and_the_one
 
     verdicts: dict[str, str] = {}
     for case in islice(entangled_cases(), 2):
-        harmful, _ = case.pairs.sides()
+        harmful, _ = case.pairs.first_pairs(16).sides()
         checks = ["integrity", "random_controls", "specificity"]
-        edit = sp.Ablate(case.subspace)
-        report = sp.audit(case.model, edit, harmful, case.metric, neutral=case.skill, checks=checks)
+        skill, edit = case.skill.first_pairs(16), sp.Ablate(case.subspace)
+        report = sp.audit(case.model, edit, harmful, case.metric, neutral=skill, checks=checks)
         verdicts[case.label] = report.finding("control").verdict
     assert verdicts == {"entangled": "refuted", "faithful": "supported"}
 

@@ -194,6 +194,7 @@ def test_calibration_cases_exist_for_every_label() -> None:
 
     makers: list[Callable[..., Any]] = [illusory_cases, faithful_cases, inflated_cases]
     for make in makers:
-        (case,) = make(calibration=True, limit=1)
-        assert case.certified
+        # the first inflated one that holds is the tenth that is trained; whose it is can be seen of any
+        (case,) = make(calibration=True, limit=1, failed=make is inflated_cases)
+        assert case.certified or make is inflated_cases
         assert case.model.spec.name.removeprefix("organism:").split(",")[0] not in ("chat", "chat-natural")

@@ -26,7 +26,7 @@ def natural_report() -> "Report":
     from subspace_probe.studies import STUDIES
 
     study = STUDIES.load("harmfulness")
-    config = study.Config(**{**study.presets["tiny"], "n_test": 240})
+    config = study.Config(**{**study.presets["tiny"], "n_test": 240, "strengths": (1.0,)})
     return study.run(sp.load_model("organism:chat-natural"), config, progress=False)
 
 
