@@ -20,6 +20,24 @@ def test_an_edit_touches_its_tokens_only() -> None:
     assert At(GENERATED, lambda states, row: states + 1)(x, ctx) is x
 
 
+def test_where_every_token_is_edited_each_still_belongs_to_its_prompt() -> None:
+    """No token is picked out then: the same change, in the same order, out of place and with its gradient."""
+    from subspace_probe.core.edits import At, EditContext
+    from subspace_probe.core.tokens import ALL
+
+    shown = batch()
+    whole = EditContext(shown, shown.positions, torch.ones_like(shown.mask))  # no pads among them
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before, amounts = x.detach().clone(), torch.tensor([1.0, 10.0])
+    edited = At(ALL, lambda states, row: states * amounts[row, None])(x, whole)
+    assert torch.equal(edited, before * amounts[:, None, None])
+    assert torch.equal(x.detach(), before)
+    (gradient,) = torch.autograd.grad(edited.sum(), x)
+    assert torch.equal(gradient, amounts[:, None, None].expand(2, 5, 4))
+    rows = At(ALL, lambda states, row: states[:, [2, 0, 1, 3]])(x.transpose(0, 1).contiguous().transpose(0, 1), whole)
+    assert torch.equal(rows, before[..., [2, 0, 1, 3]])  # states that do not lie in one piece
+
+
 def test_pads_are_never_touched() -> None:
     from subspace_probe.core.edits import At, EditContext
     from subspace_probe.core.tokens import ALL, at
