@@ -17,7 +17,7 @@ pairs share a source; and the settings `context_text`, `prior_text` and `base`.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -57,7 +57,7 @@ from subspace_probe.studies.context_knob_tables import (
     written_rows,
 )
 from subspace_probe.studies.context_knob_variants import correlation_findings, correlation_rows, variants
-from subspace_probe.studies.study import Study, provenance_of
+from subspace_probe.studies.study import Study, of_audits, provenance_of
 
 
 @final
@@ -162,7 +162,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     points = [] if base is None else variants(base, model, knob, data, config)
     findings += correlation_findings(points, config)
     exams = _examined(model, knob, data, config, progress)
-    findings += [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
+    audits, questions = of_audits({name: exam.report for name, exam in exams.items()})
+    findings += audits
 
     rows: dict[str, Sequence[Mapping[str, Any]]] = {
         "written": written,
@@ -172,11 +173,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         "strength": sweep_rows(sweep),
         "nulls": [row for f in findings for row in knob.draws.get(f.name, ())],
         "knob_variants": correlation_rows(points),
-        "questions": [
-            {**row, "check": f"{name}.{row['check']}"}
-            for name, exam in exams.items()
-            for row in exam.report.tables["questions"].records()
-        ],
+        "questions": questions,
         "summary": [{"sentence": line} for line in summary(model.spec.name, best, knob.strength, findings)],
     }
     tables = {name: Table.of(records, ABOUT[name]) for name, records in rows.items() if records}

@@ -48,7 +48,7 @@ from subspace_probe.studies.harmfulness_tables import (
     skill_findings,
     summary,
 )
-from subspace_probe.studies.study import Study, provenance_of
+from subspace_probe.studies.study import Study, of_audits, provenance_of
 
 
 @final
@@ -164,12 +164,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     cosines, cosine_table = compare(readings, _COSINES, seed=config.seed)
     findings += cosines
 
-    audits = [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
-    questions = [
-        {**row, "check": f"{name}.{row['check']}"}
-        for name, exam in exams.items()
-        for row in exam.report.tables["questions"].records()
-    ]
+    audits, questions = of_audits({name: exam.report for name, exam in exams.items()})
     steers = {"harmfulness": steer_harm, "refusal": steer_refusal}
     rows: dict[str, list[dict[str, Any]]] = {
         "layers": layer_rows(found, validation, guard_site, refusal_site, config.seed),

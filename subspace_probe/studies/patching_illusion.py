@@ -17,7 +17,7 @@ planted into it, and nothing is expected of it.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -52,7 +52,7 @@ from subspace_probe.studies.patching_illusion_tables import (
     stream_findings,
     summary,
 )
-from subspace_probe.studies.study import Study, provenance_of
+from subspace_probe.studies.study import Study, of_audits, provenance_of
 
 
 @final
@@ -161,15 +161,10 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         findings += tell(effects, known)
         rows += effects.rows(name)
         nulls += effects.nulls(name)
-    for name, exam in exams.items():
-        findings += [replace(f, name=f"{name}.{f.name}") for f in exam.findings]
+    audits, questions = of_audits(exams)
+    findings += audits
     facts, fact_rows = _facts(model, config, progress)
     findings += facts
-    questions = [
-        {**row, "check": f"{name}.{row['check']}"}
-        for name, exam in exams.items()
-        for row in exam.tables["questions"].records()
-    ]
     tables: dict[str, list[dict[str, Any]]] = {
         "effects": rows, "heads": movers.rows(), "facts": fact_rows, "nulls": nulls, "questions": questions,
         "summary": [{"sentence": line} for line in summary(model.spec.name, findings, movers)],

@@ -51,7 +51,7 @@ from subspace_probe.studies.refusal_direction_tables import (
     weights_finding,
     without_direction,
 )
-from subspace_probe.studies.study import Study, provenance_of
+from subspace_probe.studies.study import Study, of_audits, provenance_of
 
 
 @final
@@ -140,7 +140,8 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
     findings += _rates(trials)
     findings.append(weights_finding(model, direction, baked, reason, _everything(data), config.seed))
     findings += side_effects(model, direction, data, config)
-    findings += [replace(f, name=f"{name}.{f.name}") for name, exam in exams.items() for f in exam.report.findings]
+    audits, questions = of_audits({name: exam.report for name, exam in exams.items()})
+    findings += audits
 
     rows: dict[str, list[dict[str, Any]]] = {
         "rates": effect_rows(findings, "refusal_rate."),
@@ -149,11 +150,7 @@ def run(model: HookedModel, config: Config, *, contrast: Contrast | None = None,
         "nulls": [row for key, t in trials.items() if "." in key for row in t.draws(*key.split("."))],
         "tokens": promoted_tokens(model, direction, "refusal"),
         "completions": completions(model, direction, data, config),
-        "questions": [
-            {**row, "check": f"{name}.{row['check']}"}
-            for name, exam in exams.items()
-            for row in exam.report.tables["questions"].records()
-        ],
+        "questions": questions,
         "selection": selection,
         "summary": [{"sentence": line} for line in summary(model.spec.name, findings)],
     }

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
+from subspace_probe.core.findings import Finding
 from subspace_probe.core.reports import Provenance, Report
 from subspace_probe.models.hooked import HookedModel
 
@@ -51,3 +52,14 @@ def provenance_of(model: HookedModel, config: Any, *, data: str, began: float, m
         seed=config.seed,
         seconds=round(time.monotonic() - began, 1),
     )
+
+
+def of_audits(reports: Mapping[str, Report]) -> tuple[list[Finding], list[dict[str, Any]]]:
+    """Findings, and rows of the table `questions`, of several audits, each under the audit's name."""
+    findings = [replace(f, name=f"{name}.{f.name}") for name, report in reports.items() for f in report.findings]
+    questions = [
+        {**row, "check": f"{name}.{row['check']}"}
+        for name, report in reports.items()
+        for row in report.tables["questions"].records()
+    ]
+    return findings, questions
