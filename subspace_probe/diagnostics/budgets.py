@@ -102,7 +102,7 @@ def limit_of(budget: float | str | None) -> float | None:
     return limit
 
 
-def _rerun(case: Case, batch: TokenBatch, conditions: Sequence[Condition]) -> float:
+def reruns(case: Case, batch: TokenBatch, conditions: Sequence[Condition]) -> float:
     """How many whole passes over the prompts the conditions come to.
 
     What lies below their lowest edit, and before their first token, is computed once for all; the unembedding of the
@@ -139,7 +139,7 @@ def planned(case: Case, checks: Sequence[CaseCheck], limit: float | None) -> Pla
     """Which checks run, in their order, until the budget is spent; a dear one is passed over for cheaper ones."""
     natural = None if case.natural is None else case.model.tokens(case.natural.prompts)
     batch = case.model.tokens(case.contrast)
-    unit, spent = batch.size * (1.0 + _rerun(case, batch, [case.intervention])), 0.0
+    unit, spent = batch.size * (1.0 + reruns(case, batch, [case.intervention])), 0.0
     items: list[Item] = []
     for check in checks:
         started = time.perf_counter()
@@ -163,5 +163,5 @@ def _item(case: Case, check: CaseCheck, batch: TokenBatch) -> Item:
     if reason:
         return Item(check, reason=reason)
     conditions = check.conditions(case)
-    shared = batch.size * _rerun(case, batch, conditions)
+    shared = batch.size * reruns(case, batch, conditions)
     return Item(check, conditions, shared + check.passes(case), shared)

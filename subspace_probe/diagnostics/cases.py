@@ -177,9 +177,9 @@ class CaseCheck(Protocol):
     def conditions(self, case: Case) -> Sequence[Condition]: ...
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]: ...
 
-    def passes(self, case: Case) -> int:
-        """Prompts that `read` runs beside the conditions."""
-        return 0
+    def passes(self, case: Case) -> float:
+        """Prompts that `read` runs beside the conditions, in whole passes."""
+        return 0.0
 
     def frugal(self) -> "CaseCheck":
         """The same with as few draws as a verdict needs, for audits with a budget."""

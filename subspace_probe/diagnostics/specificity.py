@@ -10,11 +10,13 @@ from torch import Tensor
 
 from subspace_probe.core.findings import Finding
 from subspace_probe.core.intervals import mean_of, range_of
+from subspace_probe.core.protocols import Metric
+from subspace_probe.diagnostics.budgets import reruns
 from subspace_probe.diagnostics.cases import Case, CaseCheck
 from subspace_probe.diagnostics.random_controls import random_like
-from subspace_probe.interventions.conditions import Condition, condition_logits
+from subspace_probe.interventions.conditions import Condition, condition_logits, outcomes
 from subspace_probe.metrics.answers import Accuracy
-from subspace_probe.metrics.behaviour import kl
+from subspace_probe.metrics.behaviour import DivergenceFrom
 
 NEGLIGIBLE = 0.01
 """Mean KL in nats below which a change is no change, whatever random directions do."""
@@ -45,9 +47,12 @@ class Specificity(CaseCheck):
         """Runs on its own prompts."""
         return []
 
-    def passes(self, case: Case) -> int:
-        """Its own prompts, under every condition."""
-        return 0 if case.neutral is None else len(case.neutral) * (self.draws + 2)
+    def passes(self, case: Case) -> float:
+        """Its own prompts, under every condition; what lies below the edits is computed once for all."""
+        if case.neutral is None:
+            return 0.0
+        batch = case.model.tokens(case.neutral.prompts)
+        return batch.size * (1.0 + (self.draws + 1) * reruns(case, batch, [case.intervention]))
 
     def read(self, case: Case, values: Float[Tensor, "condition n"]) -> Sequence[Finding]:
         """KL and accuracy on the neutral prompts."""
@@ -56,8 +61,10 @@ class Specificity(CaseCheck):
         seeds = range(case.seed + 2000, case.seed + 2000 + self.draws)
         randoms = [case.intervention.with_subspace(random_like(case.subspace, seed=seed)) for seed in seeds]
         prompts, groups = case.neutral.prompts, case.neutral.groups
-        logits = condition_logits(case.model, prompts, [None, case.intervention, *randoms])
-        moved = torch.stack([kl(logits[0], edited) for edited in logits[1:]])
+        clean = condition_logits(case.model, prompts, [None])[0]
+        answers = all(prompt.answer for prompt in prompts)
+        metrics: list[Metric] = [DivergenceFrom(prompts, clean), *([Accuracy(case.model)] if answers else [])]
+        moved, *scored = outcomes(case.model, prompts, [case.intervention, *randoms], metrics)
         estimate, interval = mean_of(moved[0], groups, seed=case.seed)
         null = range_of(moved[1:].mean(1), f"{self.draws} random directions")
         note = f"mean KL on other prompts {estimate:.3g} nats; random directions {null.low:.3g} to {null.high:.3g}"
@@ -67,8 +74,8 @@ class Specificity(CaseCheck):
         refuted = interval.low > max(null.high, NEGLIGIBLE)
         verdict = "supported" if small or harmless else "refuted" if refuted else "inconclusive"
         found = [Finding("control.specificity.kl", claim, estimate, interval, null, len(prompts), verdict, note=note)]
-        if all(prompt.answer for prompt in prompts):
-            right = torch.stack([Accuracy(case.model)(row, prompts) for row in logits])
+        for edited in scored:
+            right = torch.cat([Accuracy(case.model)(clean, prompts)[None], edited])
             # what is lost, not what is gained: where nothing changes, the interval is Wilson's, on the side of loss
             lost, around = mean_of(right[0] - right[1], groups, seed=case.seed)
             change, spread = 0.0 - lost, replace(around, low=0.0 - around.high, high=0.0 - around.low)

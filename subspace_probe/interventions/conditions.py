@@ -54,14 +54,18 @@ def outcomes(
 def condition_logits(
     model: HookedModel, prompts: Sequence[Prompt], conditions: Sequence[Condition], *, batch_tokens: int = 4096
 ) -> Float[Tensor, "condition n d_vocab"]:
-    """Last-token logits under every condition; for few conditions, since nothing is reduced."""
+    """Last-token logits under every condition; for few conditions, since nothing is reduced: `outcomes` keeps numbers.
+
+    Returns:
+        [condition, n, d_vocab] float32.
+    """
 
     def keep(logits: Tensor, rows: list[int]) -> Tensor:
         return logits.T  # vocabulary in front, as metrics are
 
     shape = (model.spec.d_vocab, len(conditions), len(prompts))
-    out = _map(model, prompts, conditions, keep, shape, batch_tokens, False, "")
-    return out.permute(1, 2, 0).float()
+    out = _map(model, prompts, conditions, keep, shape, batch_tokens, False, "", dtype=torch.float32)
+    return out.permute(1, 2, 0)
 
 
 def _map(
@@ -73,6 +77,8 @@ def _map(
     batch_tokens: int,
     progress: bool,
     name: str,
+    *,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     n_layers = model.spec.n_layers
     if model.spec.encoder:
@@ -85,7 +91,7 @@ def _map(
     batch = model.tokens(prompts)
     require_scopes(batch, [condition for condition in conditions if condition])
     order = sorted(range(batch.size), key=lambda row: int(batch.lengths[row]))
-    out = torch.full(shape, float("nan"), dtype=torch.float64)
+    out = torch.full(shape, float("nan"), dtype=dtype)
     bar: Callable[..., Any] = tqdm
     with bar(total=batch.size * len(conditions), desc=name, unit="run", disable=not progress, leave=False) as shown:
         for layer, wheres, members in _alike(model, conditions, maps):

@@ -69,6 +69,25 @@ def published_kl(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_v
     return (p * ((p + 1e-6).log() - (q + 1e-6).log())).sum(-1)
 
 
+@final
+class DivergenceFrom:
+    """`kl` from given next-token distributions, prompt by prompt: only numbers are kept, and no logits.
+
+    Args:
+        prompts: the very objects that the metric will be asked about.
+        logits: what the model says of them otherwise, [n d_vocab].
+    """
+
+    name = "kl"
+
+    def __init__(self, prompts: Sequence[Prompt], logits: Float[Tensor, "n d_vocab"]) -> None:
+        self._prompts, self._logits = prompts, logits
+        self._rows = {id(prompt): row for row, prompt in enumerate(prompts)}
+
+    def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]:
+        return kl(self._logits[[self._rows[id(prompt)] for prompt in prompts]], logits)
+
+
 def kl(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
     """KL from clean to edited next-token distributions, in nats, exact."""
     log_p, log_q = clean.double().log_softmax(-1), edited.double().log_softmax(-1)

@@ -117,8 +117,7 @@ def skill_findings(
         reason = "no prompts of other skills were given"
         return [Finding("accuracy.ablated", claim, float("nan"), verdict="not tested", note=reason)]
     randoms = [intervention.with_subspace(random_like(subspace_of(intervention), seed=s)) for s in range(10)]
-    logits = condition_logits(model, neutral.prompts, [None, intervention, *randoms])
-    right = torch.stack([Accuracy(model)(row, neutral.prompts) for row in logits])
+    right = outcomes(model, neutral.prompts, [None, intervention, *randoms], [Accuracy(model)])[0]
     # what is lost, not what is gained: where nothing changes, the interval is Wilson's and lies on the side of loss
     lost, around = mean_of(right[0] - right[1], neutral.groups, seed=config.seed)
     change, spread = 0.0 - lost, replace(around, low=0.0 - around.high, high=0.0 - around.low)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from subspace_probe.core.protocols import Intervention
     from subspace_probe.core.reports import Report
 
@@ -74,15 +76,11 @@ def test_every_kind_gets_both_verdicts_and_an_answer_to_every_question(audits, n
         assert name != "ablate" or "left out for the budget" in control.note
 
 
-@pytest.mark.slow
-def test_a_quick_audit_runs_less_than_twenty_measurements_and_names_what_it_left_out(
-    chat, setting, monkeypatch
-) -> None:
-    """Counted where passes are run, in tokens times blocks, and not by the plan's own estimates."""
-    import subspace_probe as sp
+@pytest.fixture
+def cost(chat, monkeypatch) -> "Callable[[Callable[[], object]], int]":
+    """What a call runs, counted where passes are run, in tokens times blocks, and not by the plan's own estimates."""
     from subspace_probe.models.hooked import HookedModel
 
-    kinds, harmless, requests = setting
     layers, ran = chat.spec.n_layers, [0]
     run, prefix = HookedModel.run, HookedModel.prefix
 
@@ -99,11 +97,19 @@ def test_a_quick_audit_runs_less_than_twenty_measurements_and_names_what_it_left
     monkeypatch.setattr(HookedModel, "run", counted_run)
     monkeypatch.setattr(HookedModel, "prefix", counted_prefix)
 
-    def cost(call) -> int:
+    def counted(call) -> int:
         ran[0] = 0
         call()
         return ran[0]
 
+    return counted
+
+
+@pytest.mark.slow
+def test_a_quick_audit_runs_less_than_twenty_measurements_and_names_what_it_left_out(chat, setting, cost) -> None:
+    import subspace_probe as sp
+
+    kinds, harmless, requests = setting
     alone = cost(lambda: sp.measure(chat, kinds["steer"], harmless, "refusal_score"))
     common = {"natural": requests, "neutral": harmless}
     quick = cost(lambda: sp.audit(chat, kinds["steer"], harmless, "refusal_score", budget="quick", **common))
@@ -113,6 +119,24 @@ def test_a_quick_audit_runs_less_than_twenty_measurements_and_names_what_it_left
     left = [row["check"] for row in report.tables["cost"].records() if row["left out"].startswith("left out")]
     assert "specificity" in left
     assert "left out for the budget of 2" in report.finding("control.specificity").note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("check", "name"), [("random_controls", "random"), ("specificity", "specificity")])
+def test_what_is_planned_is_what_is_run(chat, setting, cost, check, name) -> None:
+    """Conditions that change the last tokens only are not planned as so many whole passes."""
+    import subspace_probe as sp
+
+    kinds, harmless, _ = setting
+    steer, reports = kinds["steer"], list["Report"]()
+
+    def audited(*checks: str) -> None:
+        reports.append(sp.audit(chat, steer, harmless, "refusal_score", checks=checks, neutral=harmless))
+
+    alone = cost(lambda: sp.measure(chat, steer, harmless, "refusal_score"))
+    took = (cost(lambda: audited("integrity", check)) - cost(lambda: audited("integrity"))) / alone
+    (row,) = reports[0].tables["cost"].where(check=name).records()
+    assert 0.5 < row["times the measurement"] / took < 2, (row, took)
 
 
 @pytest.mark.parametrize(

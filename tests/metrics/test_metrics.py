@@ -73,6 +73,17 @@ def test_kl_is_that_of_torch_and_zero_on_itself() -> None:
     assert not torch.allclose(kl(a, b), kl(b, a), atol=1e-2)  # control: the order of arguments matters
 
 
+def test_divergence_is_from_the_same_prompt_in_whatever_order_it_is_asked() -> None:
+    from subspace_probe.core.prompts import Prompt
+    from subspace_probe.metrics.behaviour import DivergenceFrom, kl
+
+    prompts, clean, edited = [Prompt(text="the same") for _ in range(6)], _logits(), _logits().flip(0)
+    order = [4, 0, 5, 2]
+    found = DivergenceFrom(prompts, clean)(edited[order], [prompts[i] for i in order])
+    assert torch.equal(found, kl(clean, edited)[order])
+    assert not torch.allclose(found, kl(clean[:4], edited[order]))  # control: rows as they come
+
+
 def test_accuracy_needs_answers_and_says_where_they_miss() -> None:
     from subspace_probe.core.errors import DataError, UnknownName
     from subspace_probe.metrics import metric_for
