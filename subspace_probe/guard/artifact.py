@@ -26,6 +26,7 @@ from subspace_probe.guard.thresholds import Threshold
 from subspace_probe.models.hooked import HookedModel
 
 FORMAT = "subspace-probe/guard/1"
+JSON, TENSORS = "guard.json", "guard.safetensors"
 
 
 @final
@@ -36,9 +37,6 @@ class _Shape:
     name: str
     n_layers: int
     d_model: int
-
-
-JSON, TENSORS = "guard.json", "guard.safetensors"
 
 
 def save_guard(guard: GuardClassifier, folder: Path) -> Path:

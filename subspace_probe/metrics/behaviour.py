@@ -78,10 +78,8 @@ class DivergenceFrom:
         logits: what the model says of them otherwise, [n d_vocab].
     """
 
-    name = "kl"
-
     def __init__(self, prompts: Sequence[Prompt], logits: Float[Tensor, "n d_vocab"]) -> None:
-        self._prompts, self._logits = prompts, logits
+        self._prompts, self._logits = prompts, logits  # prompts are held, so that no other object gets their id
         self._rows = {id(prompt): row for row, prompt in enumerate(prompts)}
 
     def __call__(self, logits: Float[Tensor, "n d_vocab"], prompts: Sequence[Prompt]) -> Float[Tensor, " n"]:
