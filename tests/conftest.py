@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The million objects that imports have made stay: looking for garbage among them was a fifth of all time."""
+    """What imports have made stays: looking for garbage among it was a fifth of the time of the backend contracts."""
     gc.collect()
     gc.freeze()
 
